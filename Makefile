@@ -1,0 +1,60 @@
+# Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test test-all lint format bench lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
+
+install: $(READY)  ## make .venv with every extra, exactly as locked
+
+$(UV):
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Segserve needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+
+$(READY): pyproject.toml requirements.lock | $(UV)
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --require-hashes -r requirements.lock
+	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
+	@touch $(READY)
+
+demo: install  ## the main job, end to end, on a real brain (about 4 minutes)
+	$(BIN)/python -m demo
+
+serve: install  ## start the server on its default addresses
+	$(BIN)/segserve serve
+
+test: install  ## the tests, in a few minutes
+	$(BIN)/python -m pytest
+
+test-all: install  ## the slow tests too
+	$(BIN)/python -m pytest -m ""
+
+lint: install  ## ruff, mypy --strict, the floors of the house
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## put the code in the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## timings, as ratios of two things in one run
+	$(BIN)/python -m benchmarks
+
+lock: $(UV)  ## pin what pyproject.toml allows, for every system
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra dev --generate-hashes --custom-compile-command 'make lock' -o requirements.lock pyproject.toml
+
+clean:  ## remove the environment
+	$(PYTHON) -c 'import shutil; shutil.rmtree("$(VENV)", ignore_errors=True)'

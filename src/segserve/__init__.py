@@ -1,0 +1,3 @@
+"""Segserve: one server that gives desktop image viewers segmentation models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""HTTP in, core call, HTTP out: the viewers' dialects, and what guards them."""

@@ -1,0 +1,67 @@
+"""What every request gets: an id, a line in the log, an answer even when there is a bug, HEAD wherever there is GET."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from segserve.api.answers import error_answer
+from segserve.logs import request_id
+
+log = logging.getLogger(__name__)
+
+ID_HEADER = "X-Request-ID"
+ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestContext:
+    """ASGI middleware; the client's id is kept if it has the right form, else replaced."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get(ID_HEADER, "")
+        chosen = sent if ID_FORM.fullmatch(sent) else uuid.uuid4().hex[:16]
+        token = request_id.set(chosen)
+        answer = _Answer(send, chosen, without_body=scope["method"] == "HEAD")
+        began = time.monotonic()
+        try:
+            inner = {**scope, "method": "GET"} if answer.without_body else scope
+            await self._app(inner, receive, answer.send)
+        except Exception:
+            log.exception("a bug: %s %s", scope["method"], scope["path"])
+            if answer.status:
+                raise  # half an answer is out; breaking the connection is the only honest end
+            text = f"An unexpected failure; the server's log tells more (request {chosen})."
+            await error_answer(scope["path"], 500, text)(scope, receive, answer.send)
+        finally:
+            log.info("%s %s %s %.3f s", scope["method"], scope["path"], answer.status, time.monotonic() - began)
+            request_id.reset(token)
+
+
+class _Answer:
+    """Passes an answer on with the request's id in it, and without its body for HEAD."""
+
+    def __init__(self, send: Send, identity: str, *, without_body: bool) -> None:
+        self._send = send
+        self._identity = identity
+        self.without_body = without_body
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)[ID_HEADER] = self._identity
+        elif self.without_body and message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await self._send(message)

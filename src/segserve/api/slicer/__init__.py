@@ -1,0 +1,5 @@
+"""The dialect of 3D Slicer's ITKIT module: `/api/*`."""
+
+from segserve.api.slicer.routes import router
+
+__all__ = ["router"]

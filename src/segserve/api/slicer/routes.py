@@ -1,0 +1,84 @@
+"""The routes of the Slicer dialect, both of its published forms at once: many models, and one current model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from segserve import __version__, devices
+from segserve.api.slicer.door import Door, model_view
+from segserve.api.slicer.infer import infer
+from segserve.api.slicer.load import read_current, read_named
+from segserve.api.slicer.schemas import ERRORS, INFER_BODY, LABEL_MAP, LOAD_BODY
+from segserve.engines.registry import cuda_is_usable
+
+PROTOCOL_NAME = "ITKIT Inference Server"
+PROTOCOL_VERSION = "1.0.0"
+
+router = APIRouter(prefix="/api", tags=["3D Slicer"], responses=ERRORS)
+
+
+def _door(request: Request) -> Door:
+    door: Door = request.app.state.door
+    return door
+
+
+@router.get("/health")
+def get_health() -> dict[str, Any]:
+    """Say that the server is up, and whether it can use a GPU."""
+    return {"status": "ok", "cuda_available": cuda_is_usable(), "cuda_device_count": _usable_gpus()}
+
+
+@router.get("/info")
+def get_info(request: Request) -> dict[str, Any]:
+    """Say what is loaded: `models` by name, and `model`, the current one (else the only one, else null)."""
+    door = _door(request)
+    shown = door.shown
+    return {
+        "name": PROTOCOL_NAME,
+        "version": PROTOCOL_VERSION,
+        "server": {"name": "Segserve", "version": __version__},
+        "cuda_available": cuda_is_usable(),
+        "device_count": _usable_gpus(),
+        "models": {name: model_view(model) for name, model in door.models.items()},
+        "model": model_view(shown) if shown else None,
+    }
+
+
+@router.post("/models", openapi_extra=LOAD_BODY)
+async def post_models(request: Request) -> dict[str, Any]:
+    """Load a model under a name, beside the others; the same name replaces."""
+    model = await _door(request).load(await read_named(request))
+    return {"status": "success", "model": model_view(model)}
+
+
+@router.delete("/models/{name:path}")
+async def delete_models(request: Request, name: str) -> dict[str, Any]:
+    """Unload a model by name; its process ends."""
+    await _door(request).unload(name)
+    return {"status": "success", "message": f"Model {name} unloaded"}
+
+
+@router.post("/model", openapi_extra=LOAD_BODY)
+async def post_model(request: Request) -> dict[str, Any]:
+    """Load a model under the stem of its path and make it current, in place of the current one."""
+    model = await _door(request).load_current(await read_current(request))
+    return {"status": "success", "model": model_view(model)}
+
+
+@router.delete("/model")
+async def delete_model(request: Request) -> dict[str, Any]:
+    """Unload the model that `/api/info` shows as `model`."""
+    await _door(request).unload_shown()
+    return {"status": "success"}
+
+
+@router.post("/infer", openapi_extra=INFER_BODY, response_class=Response, responses=LABEL_MAP)
+async def post_infer(request: Request) -> Response:
+    """Segment a volume; the label map lies on exactly the grid of the image sent."""
+    return await infer(request, _door(request), request.app.state.state_dir, request.app.state.settings)
+
+
+def _usable_gpus() -> int:
+    return len(devices.cuda_devices()) if cuda_is_usable() else 0

@@ -1,0 +1,53 @@
+"""What `/docs` shows of bodies that the routes read themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segserve.models.request import InferenceConfig, LoadRequest
+
+
+def _load_schema() -> dict[str, Any]:
+    schema = LoadRequest.model_json_schema()
+    schema["properties"]["inference_config"] = InferenceConfig.model_json_schema()
+    schema["required"] = ["backend_type", "model_path"]
+    schema["example"] = {
+        "name": "brain",
+        "backend_type": "onnx",
+        "model_path": "/path/to/model.onnx",
+        "inference_config": {},
+    }
+    return schema
+
+
+LOAD_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": _load_schema()}}}
+}
+INFER_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary", "description": "NIfTI volume, .nii or .nii.gz"},
+                        "model_name": {"type": "string", "description": "a loaded model; the current one if absent"},
+                        "window_level": {"type": "string", "description": "centre of the intensity window"},
+                        "window_width": {"type": "string", "description": "width of the intensity window"},
+                        "force_cpu": {"type": "string", "enum": ["true", "false"]},
+                    },
+                }
+            }
+        },
+    }
+}
+_ERROR = {"content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What is wrong, in one sentence", **_ERROR},
+    "5XX": {"description": "501, 503 or 507: what is missing, busy or full", **_ERROR},
+}
+LABEL_MAP: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The label map, .nii.gz", "content": {"application/octet-stream": {}}}
+}

@@ -1,0 +1,175 @@
+"""Multipart forms, written to the spool as they arrive: never a file in memory, never more than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from segserve.errors import BadInputError, DiskFullError, TooLargeError, human_bytes, is_disk_full
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+WRITE_SIZE = 2**20
+MAX_FIELD = 64 * 2**10
+MAX_PARTS = 100
+
+
+@dataclass
+class Form:
+    """A received form: text fields, and the files by part name."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+async def body_chunks(request: Request, limit: int) -> bytearray:
+    """A whole small body.
+
+    Raises:
+        TooLargeError: it is over `limit` bytes.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise TooLargeError(f"The request's body is over {human_bytes(limit)}, far more than such a request needs.")
+    return body
+
+
+async def receive_form(request: Request, folder: Path, *, file_parts: frozenset[str], limit: int) -> Form:
+    """Receive a multipart form, its files into `folder`.
+
+    Args:
+        request: any request; one that is not multipart gives an empty form.
+        folder: exists, belongs to this request.
+        file_parts: the names whose parts are files, whatever part headers the client leaves out.
+        limit: bytes of the whole body.
+
+    Raises:
+        BadInputError: the form is malformed or cut short.
+        TooLargeError: the body is over the limit.
+        DiskFullError: there is no room for the file.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if kind != b"multipart/form-data":
+        await body_chunks(request, limit)
+        return Form()
+    _check_size(int(request.headers.get("content-length") or 0), limit)
+    receiver = _Receiver(folder, file_parts)
+    try:
+        parser = MultipartParser(options.get(b"boundary", b""), receiver.callbacks())
+        await _feed(request, parser, receiver, limit)
+        parser.finalize()
+    except FormParserError:
+        raise BadInputError("The multipart form is malformed or was cut short: send it again.") from None
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError from None
+        raise
+    finally:
+        receiver.close()
+    return receiver.form
+
+
+async def _feed(request: Request, parser: MultipartParser, receiver: _Receiver, limit: int) -> None:
+    size = 0
+    pending = bytearray()
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            _check_size(size, limit)
+            pending += chunk
+            if len(pending) >= WRITE_SIZE:
+                # In a thread: a slow disk must not hold up other requests.
+                await asyncio.to_thread(parser.write, bytes(pending))
+                pending.clear()
+    except ClientDisconnect:
+        raise BadInputError("The upload was cut short.") from None
+    await asyncio.to_thread(parser.write, bytes(pending))
+
+
+def _check_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise TooLargeError(
+            f"The upload is {human_bytes(size)} or more; this server takes at most {human_bytes(limit)} (max_upload)."
+        )
+
+
+class _Receiver:
+    """The parser's callbacks: one part at a time, to a field or to a file."""
+
+    def __init__(self, folder: Path, file_parts: frozenset[str]) -> None:
+        self.form = Form()
+        self._folder = folder
+        self._file_parts = file_parts
+        self._parts = 0
+        self._header = (bytearray(), bytearray())
+        self._disposition = b""
+        self._name = ""
+        self._text: bytearray | None = None
+        self._file: BinaryIO | None = None
+
+    def callbacks(self) -> MultipartCallbacks:
+        names = (
+            "part_begin",
+            "header_field",
+            "header_value",
+            "header_end",
+            "headers_finished",
+            "part_data",
+            "part_end",
+        )
+        return cast("MultipartCallbacks", {f"on_{name}": getattr(self, f"_{name}") for name in names})
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise BadInputError(f"The form has more than {MAX_PARTS} parts.")
+        self._disposition = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header[0].extend(data[start:end])
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header[1].extend(data[start:end])
+
+    def _header_end(self) -> None:
+        if bytes(self._header[0]).lower() == b"content-disposition":
+            self._disposition = bytes(self._header[1])
+        self._header = (bytearray(), bytearray())
+
+    def _headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._text = None
+        if self._name in self._file_parts:
+            path = self._folder / f"upload-{self._parts}"
+            self._file = path.open("wb")
+            self.form.files[self._name] = path
+        elif b"filename" not in options:
+            self._text = bytearray()
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._file:
+            self._file.write(memoryview(data)[start:end])
+        elif self._text is not None:
+            self._text += data[start:end]
+            if len(self._text) > MAX_FIELD:
+                raise TooLargeError(f"The form field {self._name[:60]!r} is over {human_bytes(MAX_FIELD)}.")
+
+    def _part_end(self) -> None:
+        self.close()
+        if self._text is not None:
+            self.form.fields[self._name] = self._text.decode("utf-8", "replace")

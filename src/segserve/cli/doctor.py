@@ -1,0 +1,103 @@
+"""`segserve doctor`: what is here, what is missing, and what for."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, metadata
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+from packaging.requirements import Requirement
+
+from segserve import __version__, devices
+from segserve.cli.options import read_settings
+from segserve.engines.registry import ENGINES, cuda_is_usable
+from segserve.errors import human_bytes
+from segserve.settings import settings_file
+from segserve.state import StateDir
+
+PURPOSES = {
+    "torch": "training and exporting networks",
+    "all": "everything a server can use",
+    "dev": "working on Segserve itself",
+}
+
+
+def doctor(
+    state_dir: Annotated[Path | None, typer.Option(help="The server's state directory.")] = None,
+) -> None:
+    """Say what this installation has, what it lacks, and what for."""
+    settings = read_settings({"state_dir": state_dir} if state_dir else {})
+    for title, lines in (
+        ("Segserve", _versions()),
+        ("Devices", _devices()),
+        ("Engines", _engines()),
+        ("Extras", _extras()),
+        ("Directories", _directories(StateDir(settings.state_dir))),
+    ):
+        typer.echo(title)
+        for line in lines:
+            typer.echo(f"  {line}")
+
+
+def _versions() -> Iterator[str]:
+    yield f"segserve {__version__}, Python {platform.python_version()} ({sys.executable})"
+    yield f"{platform.system()} {platform.release()}, {platform.machine()}"
+
+
+def _devices() -> Iterator[str]:
+    memory = psutil.virtual_memory()
+    yield f"processor: {devices.usable_cores()} cores for this process"
+    yield f"memory: {human_bytes(memory.total)}, {human_bytes(devices.available_memory())} free"
+    gpus = devices.cuda_devices()
+    for gpu in gpus:
+        yield f"NVIDIA GPU: {gpu.name}, {human_bytes(gpu.memory)}"
+    if devices.has_apple_gpu():
+        yield "Apple GPU: present; no engine of this version uses it"
+    if gpus and not cuda_is_usable():
+        yield "the NVIDIA GPU is not used: no engine of this version can"
+    if not gpus and not devices.has_apple_gpu():
+        yield "GPU: none found; models run on the processor"
+
+
+def _engines() -> Iterator[str]:
+    for engine in ENGINES:
+        version = engine.version()
+        state = f"{version}, on {', '.join(engine.devices)}" if version else f"missing: pip install {engine.package}"
+        yield f"{engine.name}: {state}"
+
+
+def _extras() -> Iterator[str]:
+    for extra in metadata("segserve").get_all("Provides-Extra") or []:
+        missing = sorted(_missing_of(extra))
+        state = "installed" if not missing else f"missing {', '.join(missing)}: pip install 'segserve[{extra}]'"
+        yield f"{extra} ({PURPOSES.get(extra, 'optional')}): {state}"
+
+
+def _missing_of(extra: str) -> Iterator[str]:
+    """The packages of an extra that are not installed."""
+    for text in distribution("segserve").requires or []:
+        requirement = Requirement(text)
+        if requirement.marker is None or not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            distribution(requirement.name)
+        except PackageNotFoundError:
+            yield requirement.name
+
+
+def _directories(state: StateDir) -> Iterator[str]:
+    place = next(folder for folder in (state.root, *state.root.parents) if folder.exists())
+    card = state.card()
+    yield f"state: {state.root} ({human_bytes(shutil.disk_usage(place).free)} free)"
+    yield f"settings file: {settings_file()}" + ("" if settings_file().is_file() else " (not there; defaults apply)")
+    yield (
+        f"server: {', '.join(card['addresses'])}" if card.get("addresses") else "server: none has left its address here"
+    )

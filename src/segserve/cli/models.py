@@ -1,0 +1,57 @@
+"""`segserve models`."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segserve.cli.options import read_settings
+from segserve.models.store import stored_models
+from segserve.settings import Settings
+from segserve.state import StateDir
+
+TIMEOUT_SECONDS = 5.0
+
+
+def models(
+    state_dir: Annotated[Path | None, typer.Option(help="The server's state directory.")] = None,
+) -> None:
+    """List the models of the running server, or those on disk when none runs."""
+    settings = read_settings({"state_dir": state_dir} if state_dir else {})
+    state = StateDir(settings.state_dir)
+    loaded = _ask_server(state, settings)
+    if loaded is None:
+        typer.echo(f"No server runs on {state.root}. On disk, in {state.models}:")
+        for path in stored_models(state.models):
+            typer.echo(f"  {path.name}")
+        return
+    typer.echo(f"{len(loaded)} loaded" + (":" if loaded else "."))
+    for name, model in loaded.items():
+        patch = " x ".join(str(size) for size in model["patch_size"])
+        typer.echo(f"  {name}: {model['num_classes']} classes, patch {patch}, {model['engine']} on {model['device']}")
+
+
+def _ask_server(state: StateDir, settings: Settings) -> dict[str, Any] | None:
+    """The running server's models; None if none answers."""
+    for address in state.card().get("addresses", []):
+        request = urllib.request.Request(f"{address}/api/info", headers=_credentials(state, settings))  # noqa: S310  # our own card
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+                found: dict[str, Any] = json.load(answer)["models"]
+                return found
+        except (urllib.error.URLError, OSError, ValueError):
+            continue
+    return None
+
+
+def _credentials(state: StateDir, settings: Settings) -> dict[str, str]:
+    path = settings.api_key_file or state.key_file
+    if not path.is_file():
+        return {}
+    return {"Authorization": "Basic " + base64.b64encode(f"{path.read_text().strip()}:x".encode()).decode()}

@@ -1,0 +1,94 @@
+"""What can go wrong, as sentences a user can act on, with the HTTP status each one means."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+
+class SegserveError(Exception):
+    """An expected failure: `message` is one sentence for the user, `status` its HTTP status."""
+
+    status = 500
+
+    def __init__(self, message: str, *, status: int | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status or type(self).status
+        self.retry_after = retry_after
+
+    def to_wire(self) -> dict[str, Any]:
+        """The error as JSON, to cross a process boundary."""
+        return {"status": self.status, "message": self.message, "retry_after": self.retry_after}
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> SegserveError:
+        """The error that `to_wire` wrote."""
+        return SegserveError(wire["message"], status=wire["status"], retry_after=wire["retry_after"])
+
+
+class BadInputError(SegserveError):
+    """The data, a file or a value is not usable."""
+
+    status = 400
+
+
+class NotAllowedError(SegserveError):
+    """Not trusted, or not allowed."""
+
+    status = 403
+
+
+class MissingError(SegserveError):
+    """The named thing is not here."""
+
+    status = 404
+
+
+class TooLargeError(SegserveError):
+    """Over a limit; the message names the limit, the size and the setting."""
+
+    status = 413
+
+
+class MissingExtraError(SegserveError):
+    """This needs an optional part of Segserve; the message names it."""
+
+    status = 501
+
+
+class UnavailableError(SegserveError):
+    """Busy, died or unloaded: the same request may work later."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class DiskFullError(SegserveError):
+    """There is no room left where the server keeps its files."""
+
+    status = 507
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's disk is full: free some space in its state directory and send the request again."
+        )
+
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC})
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for the operating system's "no space left" and "quota exceeded"."""
+    return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def human_bytes(count: float) -> str:
+    """A byte count as people write it: `human_bytes(3 * 2**30) == '3.0 GiB'`."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,29 @@
+"""Log lines: one format for every process, each line carrying the id of the request it belongs to."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+FORMAT = "%(asctime)s %(levelname)-7s [%(request_id)s] %(name)s: %(message)s"
+
+
+class _RequestIdFilter(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+def configure(*, debug: bool = False) -> None:
+    """Send this process's log to stderr, at level DEBUG or INFO."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(FORMAT))
+    handler.addFilter(_RequestIdFilter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+    # Only our own log gets louder: other libraries' debug lines (multipart parsing, asyncio) drown what matters.
+    logging.getLogger("segserve").setLevel(logging.DEBUG if debug else logging.INFO)

@@ -1,0 +1,108 @@
+"""What is in force for a loaded model: the request, the file and the network's shape brought together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from segserve.errors import BadInputError
+from segserve.models.metadata import ModelMetadata
+from segserve.models.request import Axes, LoadRequest
+
+DEFAULT_ORIENTATION = "LPI"
+AXIS_NAMES = "ZYX"
+FreeShape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a volume network is to be run. Sizes in voxels, (Z, Y, X)."""
+
+    patch_size: Axes
+    patch_stride: Axes
+    batch: int
+    orientation: str
+    window_level: float | None
+    window_width: float | None
+    activation: str
+    labels: dict[str, str] | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    request: LoadRequest, metadata: ModelMetadata, shape: FreeShape, *, default_patch: int, cuda: bool
+) -> Plan:
+    """Decide what is in force.
+
+    Args:
+        request: what the client asked for; it wins over the metadata, key by key.
+        metadata: what the file says.
+        shape: the network's input (N, C, Z, Y, X), None where it accepts any.
+        default_patch: patch edge where nothing names one.
+        cuda: whether a CUDA device is there to be used.
+    """
+    warnings = list(metadata.warnings)
+    asked, own = request.config, metadata.config
+    patch = _patch(asked.patch_size or own.patch_size, shape[2:], default_patch, warnings)
+    stride = _stride(asked.patch_stride or own.patch_stride, patch, warnings)
+    batch = _batch(asked.forward_batch_windows or own.forward_batch_windows, shape[0], warnings)
+    if asked.fp16:
+        warnings.append("fp16 was asked for; this version computes in float32.")
+    if not cuda and any((device or "cpu") != "cpu" for device in (asked.forward_device, asked.accumulate_device)):
+        warnings.append("No installed engine can use a GPU here: the model runs on the CPU.")
+    return Plan(
+        patch_size=patch,
+        patch_stride=stride,
+        batch=batch,
+        orientation=request.orientation or metadata.fields.orientation or DEFAULT_ORIENTATION,
+        window_level=_first(request.window_level, metadata.fields.window_level),
+        window_width=_first(request.window_width, metadata.fields.window_width),
+        activation=metadata.fields.activation or "sigmoid",
+        labels=request.labels or metadata.fields.labels,
+        warnings=warnings,
+    )
+
+
+def _first(asked: float | None, own: float | None) -> float | None:
+    return own if asked is None else asked
+
+
+def _patch(wanted: Axes | None, shape: FreeShape, default: int, warnings: list[str]) -> Axes:
+    named = wanted or (default, default, default)
+    patch = (shape[0] or named[0], shape[1] or named[1], shape[2] or named[2])
+    if wanted and patch != wanted:
+        warnings.append(f"patch_size {list(wanted)} was replaced by {list(patch)}: the network's input shape is fixed.")
+    elif not wanted and None in shape:
+        warnings.append(f"Neither the request nor the model names a patch_size: {list(patch)} is used.")
+    return patch
+
+
+def _stride(wanted: Axes | None, patch: Axes, warnings: list[str]) -> Axes:
+    half: Axes = (max(1, patch[0] // 2), max(1, patch[1] // 2), max(1, patch[2] // 2))
+    if not wanted:
+        return half
+    z, y, x = (stride if stride <= size else less for stride, size, less in zip(wanted, patch, half, strict=True))
+    if (z, y, x) != wanted:
+        warnings.append(f"patch_stride {list(wanted)} leaves gaps in a patch of {list(patch)}: {[z, y, x]} is used.")
+    return z, y, x
+
+
+def _batch(wanted: int | None, fixed: int | None, warnings: list[str]) -> int:
+    if fixed and wanted and wanted != fixed:
+        warnings.append(f"forward_batch_windows {wanted} was replaced by {fixed}: the network's batch is fixed.")
+    return fixed or wanted or 1
+
+
+def check_input_shape(shape: FreeShape, description: str) -> None:
+    """Refuse a network whose input is not (N, 1, Z, Y, X).
+
+    Raises:
+        BadInputError: with the shape found and the one expected.
+    """
+    if len(shape) != 5:
+        raise BadInputError(f"The network's input is {description}; a volume network takes float32 (N, 1, Z, Y, X).")
+    if shape[1] not in {1, None}:
+        raise BadInputError(
+            f"The network's input has {shape[1]} channels, {description}; one is expected: float32 (N, 1, Z, Y, X)."
+        )
+    if any(axis is not None and axis < 1 for axis in shape):
+        raise BadInputError(f"The network's input {description} has an empty axis.")

@@ -1,0 +1,108 @@
+"""Where the windows lie, and which way they sweep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve.models.request import Axes
+
+FLOAT_BYTES = 4
+
+
+def window_starts(length: int, patch: int, stride: int) -> list[int]:
+    """Where windows of `patch` begin along an axis; the last one is shifted inward to end with the axis.
+
+    Args:
+        length: of the axis, in voxels.
+        patch: of the window, in voxels.
+        stride: from one window to the next, 1 to `patch`.
+
+    Returns:
+        Ascending, distinct; `[0]` for an axis not longer than the patch.
+    """
+    if length <= patch:
+        return [0]
+    steps = math.ceil((length - patch) / stride)
+    return [min(step * stride, length - patch) for step in range(steps + 1)]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The windows over one volume. All triples are (Z, Y, X) in voxels.
+
+    Attributes:
+        shape: the volume.
+        patch: the window.
+        stride: from one window to the next.
+        sweep: the axis along which the windows advance last, so that only one patch depth of scores is kept.
+    """
+
+    shape: Axes
+    patch: Axes
+    stride: Axes
+    sweep: int
+
+    @cached_property
+    def starts(self) -> tuple[list[int], list[int], list[int]]:
+        """Window starts of each axis."""
+        z, y, x = (window_starts(*axis) for axis in zip(self.shape, self.patch, self.stride, strict=True))
+        return z, y, x
+
+    @property
+    def across(self) -> tuple[int, int]:
+        """The two axes that are not swept."""
+        first, second = (axis for axis in range(3) if axis != self.sweep)
+        return first, second
+
+    @property
+    def depth(self) -> int:
+        """Planes of scores kept at a time."""
+        return min(self.patch[self.sweep], self.shape[self.sweep])
+
+    @property
+    def patches(self) -> int:
+        """How many windows there are."""
+        return math.prod(len(starts) for starts in self.starts)
+
+    def across_starts(self) -> Iterator[tuple[int, int]]:
+        """The windows' starts in the plane that is not swept."""
+        first, second = self.across
+        return product(self.starts[first], self.starts[second])
+
+    def coverage(self, axis: int) -> NDArray[np.float32]:
+        """How many windows cover each position of an axis; a voxel's count is the product of its three."""
+        counts = np.zeros(self.shape[axis], np.float32)
+        for start in self.starts[axis]:
+            counts[start : start + self.patch[axis]] += 1
+        return counts
+
+    def slab_voxels(self) -> int:
+        """Voxels of one patch depth of the whole cross-section."""
+        first, second = self.across
+        return self.depth * self.shape[first] * self.shape[second]
+
+
+def choose_grid(shape: Axes, patch: Axes, stride: Axes, *, slowest: int) -> Grid:
+    """The grid whose sweep keeps the fewest scores.
+
+    Args:
+        shape: of the volume, (Z, Y, X).
+        patch: of the windows.
+        stride: from one window to the next.
+        slowest: the axis along which the file lies; it wins where others are no better, since sweeping it
+            reads the file from front to back.
+    """
+    grids = [Grid(shape, patch, stride, axis) for axis in (slowest, *(a for a in range(3) if a != slowest))]
+    return min(grids, key=Grid.slab_voxels)
+
+
+def memory_need(grid: Grid, classes: int) -> int:
+    """Bytes that segmenting takes beyond the loaded network: a slab of float32 scores and one of intensities."""
+    return FLOAT_BYTES * grid.slab_voxels() * (classes + 1)

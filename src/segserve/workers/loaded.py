@@ -1,0 +1,101 @@
+"""One loaded model: its process, the requests that wait for it, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from segserve.errors import SegserveError, UnavailableError
+from segserve.models.request import LoadRequest
+from segserve.workers.placement import Call, Worker, WorkerDiedError
+
+log = logging.getLogger(__name__)
+
+Restart = Callable[[LoadRequest], Awaitable[Worker]]
+
+
+class LoadedModel:
+    """A model that is listed as loaded. Its process may die; the next request starts another."""
+
+    def __init__(
+        self, request: LoadRequest, card: dict[str, Any], worker: Worker, restart: Restart, *, max_waiting: int
+    ) -> None:
+        """Take over a worker that holds the model.
+
+        Args:
+            request: how it was loaded, and is loaded again.
+            card: what is in force in it.
+            worker: the process.
+            restart: gives another such process.
+            max_waiting: requests that may wait while one is served.
+        """
+        self.request = request
+        self.card = card
+        self._worker = worker
+        self._restart = restart
+        self._max_waiting = max_waiting
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+        self._ended = False
+
+    async def call(self, call: Call) -> dict[str, Any]:
+        """Ask the model's process, after the requests that came before.
+
+        Raises:
+            UnavailableError: too many wait, the process died, or the model was unloaded.
+            SegserveError: what the process found wrong.
+        """
+        if self._turn.locked() and self._waiting >= self._max_waiting:
+            raise UnavailableError(
+                f"The model {self.request.name} is busy and {self._waiting} requests wait for it (max_waiting): "
+                f"send this one again later.",
+                retry_after=10,
+            )
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            return await self._ask(call)
+        finally:
+            self._turn.release()
+
+    async def end(self) -> None:
+        """End the process for good. Whoever runs or waits is told that the model was unloaded."""
+        self._ended = True
+        await self._worker.stop()
+
+    async def _ask(self, call: Call) -> dict[str, Any]:
+        try:
+            worker = await self._living_worker()
+            return await worker.call(call)
+        except WorkerDiedError as error:
+            self._refuse_if_ended()
+            log.warning("the process of model %s died: %s", self.request.name, error)
+            raise UnavailableError(
+                f"The model {self.request.name} stopped while it worked on this volume: {error}. "
+                f"Sending it again starts a fresh process."
+            ) from None
+
+    async def _living_worker(self) -> Worker:
+        self._refuse_if_ended()
+        if not self._worker.alive:
+            await self._worker.stop()
+            try:
+                worker = await self._restart(self.request)
+            except SegserveError as error:
+                raise UnavailableError(
+                    f"The model {self.request.name} could not be started again: {error.message}"
+                ) from None
+            self._worker = worker
+            if self._ended:  # unloaded meanwhile
+                await worker.stop()
+            self._refuse_if_ended()
+        return self._worker
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended:
+            raise UnavailableError(f"The model {self.request.name} was unloaded.")

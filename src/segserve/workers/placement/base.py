@@ -1,0 +1,64 @@
+"""The seam between the supervisor and wherever processes are started.
+
+Nothing above it may assume that a worker is a child process or sees the server's files: files cross it by being
+named in a call, and a placement on another machine would carry them over and back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class WorkerDiedError(Exception):
+    """The worker ended while it was needed; the message is the likely cause, for a user to read."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing asked of a worker.
+
+    Attributes:
+        verb: what to do, a key of the worker's verbs.
+        body: JSON.
+        inputs: files the worker reads, by the name the verb knows them under.
+        outputs: files the worker writes before it replies.
+        scratch: a folder on this side whose life is the call's; None if the verb needs none.
+    """
+
+    verb: str
+    body: dict[str, Any]
+    inputs: dict[str, Path] = field(default_factory=dict)
+    outputs: dict[str, Path] = field(default_factory=dict)
+    scratch: Path | None = None
+
+
+class Worker(Protocol):
+    """A process that may hold one model."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be called."""
+        ...
+
+    async def call(self, call: Call) -> dict[str, Any]:
+        """Ask, and wait for the reply. Cancelling this stops the worker's work within one patch.
+
+        Raises:
+            SegserveError: the verb failed in an expected way.
+            WorkerDiedError: the worker ended first.
+        """
+        ...
+
+    async def stop(self) -> None:
+        """End the process, whatever it is doing, and wait until it is gone."""
+        ...
+
+
+class Placement(Protocol):
+    """Starts workers."""
+
+    async def start(self, label: str) -> Worker:
+        """Start a worker; `label` names it to whoever lists processes."""
+        ...

@@ -1,0 +1,166 @@
+"""Workers as child processes of the server, on this machine.
+
+A worker hears of the server's end, however it ends, by its standard input closing: that needs no help from the
+operating system that not all of them give.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import deque
+from typing import Any
+
+from segserve.errors import SegserveError
+from segserve.logs import request_id
+from segserve.workers.placement.base import Call, WorkerDiedError
+from segserve.workers.wire import MAX_LINE, decode, encode
+
+log = logging.getLogger(__name__)
+
+CANCEL_SECONDS = 10.0
+
+
+class LocalPlacement:
+    """Starts workers on this machine."""
+
+    def __init__(self, *, debug: bool = False) -> None:
+        self._debug = debug
+
+    async def start(self, label: str) -> LocalWorker:
+        """Start a child process; see `Placement`."""
+        flags = ["--debug"] if self._debug else []
+        command = [sys.executable, "-m", "segserve.workers.process", *flags, label]
+        # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, **_detached()
+        )
+        return LocalWorker(process, label)
+
+
+def _detached() -> dict[str, Any]:
+    if os.name == "nt":
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
+    return {"start_new_session": True}
+
+
+class LocalWorker:
+    """A child process, the calls it has not answered yet and the end of its log."""
+
+    def __init__(self, process: Process, label: str) -> None:
+        self._process = process
+        self._label = label
+        self._ids = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._dead = False
+        self._tasks = [asyncio.create_task(self._read_replies()), asyncio.create_task(self._read_log())]
+
+    @property
+    def alive(self) -> bool:
+        """See `Worker`."""
+        return not self._dead and self._process.returncode is None
+
+    async def call(self, call: Call) -> dict[str, Any]:
+        """See `Worker`."""
+        number = next(self._ids)
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        if not self.alive:
+            raise WorkerDiedError(self._cause())
+        self._pending[number] = reply
+        self._send(
+            {
+                "id": number,
+                "verb": call.verb,
+                "body": call.body,
+                "inputs": {name: str(path) for name, path in call.inputs.items()},
+                "outputs": {name: str(path) for name, path in call.outputs.items()},
+                "scratch": str(call.scratch) if call.scratch else None,
+                "request_id": request_id.get(),
+            }
+        )
+        try:
+            return await asyncio.shield(reply)
+        except asyncio.CancelledError:
+            await self._cancel(number, reply)
+            raise
+        finally:
+            self._pending.pop(number, None)
+
+    async def stop(self) -> None:
+        """See `Worker`. A worker holds nothing worth saving, so it is killed."""
+        self._dead = True
+        if self._process.returncode is None:
+            try:
+                self._process.kill()
+            except ProcessLookupError:
+                log.debug("%s had ended already", self._label)
+        await self._process.wait()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _cancel(self, number: int, reply: asyncio.Future[dict[str, Any]]) -> None:
+        """Stop a call and wait until its files are the worker's no more."""
+        self._send({"cancel": number})
+        await asyncio.wait([reply], timeout=CANCEL_SECONDS)
+        if not reply.done():
+            await self.stop()
+        elif not reply.cancelled():
+            reply.exception()  # seen: nobody else will ask
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(encode(message))
+
+    async def _read_replies(self) -> None:
+        stdout = self._process.stdout
+        while stdout and (line := await stdout.readline()):
+            message = decode(line)
+            reply = self._pending.get(message["id"])
+            if reply is None or reply.done():
+                continue
+            if "error" in message:
+                reply.set_exception(SegserveError.from_wire(message["error"]))
+            else:
+                reply.set_result(message["reply"])
+        self._dead = True
+        await self._process.wait()
+        for reply in self._pending.values():
+            if not reply.done():
+                reply.set_exception(WorkerDiedError(self._cause()))
+
+    async def _read_log(self) -> None:
+        """Pass the worker's log on, line by line: its own lines carry their level and request already."""
+        stderr = self._process.stderr
+        while stderr:
+            try:
+                line = await stderr.readline()
+            except ValueError:  # longer than the limit: its end is still to come
+                continue
+            if not line:
+                return
+            text = line.decode(errors="replace").rstrip()
+            self._last_lines.append(text)
+            sys.stderr.write(f"{text}\n")
+
+    def _cause(self) -> str:
+        code = self._process.returncode
+        if code == -getattr(signal, "SIGKILL", 9):
+            return "its process was killed, most likely because the machine ran out of memory"
+        if code is not None and code < 0:
+            return f"its process crashed ({_signal_name(-code)})"
+        if any("MemoryError" in line or "bad_alloc" in line for line in self._last_lines):
+            return "its process ran out of memory"
+        return f"its process ended unexpectedly (exit status {code})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

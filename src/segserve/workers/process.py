@@ -1,0 +1,122 @@
+"""The program of a worker process: it holds one model and does what its standard input asks.
+
+Started as `python -m segserve.workers.process LABEL`. Standard output belongs to the replies, so whatever else
+prints there, native libraries included, is sent to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import shutil
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from segserve import logs
+from segserve.errors import DiskFullError, SegserveError, TooLargeError, is_disk_full
+from segserve.workers.verbs import Cancelled, Request, Verbs
+from segserve.workers.wire import decode, encode
+
+log = logging.getLogger("segserve.worker")
+
+
+@dataclass
+class Work:
+    """What is being done now, as the reading thread may need to know."""
+
+    number: int = 0
+    scratch: Path | None = None
+
+
+class Loop:
+    """Reads requests in a thread, serves them one after another in the main one."""
+
+    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+        self._requests = requests
+        self._replies = replies
+        self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._cancelled: set[int] = set()
+        self._work = Work()
+        self._verbs = Verbs()
+
+    def run(self) -> None:
+        """Serve until the server closes its end."""
+        threading.Thread(target=self._read, name="requests", daemon=True).start()
+        while True:
+            self._serve(self._waiting.get())
+
+    def _read(self) -> None:
+        for line in iter(self._requests.readline, b""):
+            message = decode(line)
+            if "cancel" in message:
+                self._cancelled.add(message["cancel"])
+            else:
+                self._waiting.put(message)
+        # The server is gone. Its spool is nobody's now, so what this worker was using goes too.
+        if self._work.scratch:
+            shutil.rmtree(self._work.scratch, ignore_errors=True)
+        os._exit(0)
+
+    def _serve(self, message: dict[str, Any]) -> None:
+        number = int(message["id"])
+        request = Request(
+            body=message["body"],
+            inputs={name: Path(path) for name, path in message["inputs"].items()},
+            outputs={name: Path(path) for name, path in message["outputs"].items()},
+            scratch=Path(message["scratch"]) if message["scratch"] else None,
+            cancelled=lambda: number in self._cancelled,
+        )
+        logs.request_id.set(message["request_id"])
+        self._work = Work(number, request.scratch)
+        reply = _answer(getattr(self._verbs, message["verb"]), request)
+        self._work = Work()
+        self._cancelled.discard(number)
+        self._replies.write(encode({"id": number, **reply}))
+        self._replies.flush()
+
+
+def _answer(verb: Callable[[Request], dict[str, Any]], request: Request) -> dict[str, Any]:
+    """The verb's reply, or its failure in words that may leave the server."""
+    try:
+        return {"reply": verb(request)}
+    except Exception as error:  # a bug must not take the model's process with it
+        return {"error": _failure(error).to_wire()}
+
+
+def _failure(error: Exception) -> SegserveError:
+    """What is said of an exception; its details, where it is not an expected one, stay in the log."""
+    if isinstance(error, SegserveError):
+        return error
+    if isinstance(error, Cancelled):
+        return SegserveError("The request was cancelled.", status=503)
+    if is_disk_full(error):
+        return DiskFullError()
+    if isinstance(error, MemoryError):
+        log.error("out of memory", exc_info=error)
+        return TooLargeError("The volume needs more memory than the server has free.")
+    log.error("unexpected failure", exc_info=error)
+    return SegserveError(
+        f"An unexpected failure in the model's process; the server's log tells more (request {logs.request_id.get()}).",
+        status=500,
+    )
+
+
+def main() -> None:
+    """Run a worker."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--debug", action="store_true")
+    parser.add_argument("label", help="names the process to whoever lists them")
+    logs.configure(debug=parser.parse_args().debug)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    Loop(sys.stdin.buffer, replies).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What a worker can do with the volume network it holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segserve.models.request import LoadRequest
+from segserve.volumes.model import Job, VolumeModel
+from segserve.volumes.source import Limits
+
+log = logging.getLogger("segserve.worker")
+
+
+class Cancelled(Exception):  # noqa: N818  # not a failure: whoever asked has gone
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call as the worker sees it; see `placement.Call`."""
+
+    body: dict[str, Any]
+    inputs: dict[str, Path]
+    outputs: dict[str, Path]
+    scratch: Path | None
+    cancelled: Callable[[], bool]
+
+
+class Verbs:
+    """The verbs, and the model they share."""
+
+    def __init__(self) -> None:
+        self._model: VolumeModel | None = None
+
+    def load(self, request: Request) -> dict[str, Any]:
+        """Load a model and run it once; replies what is in force."""
+        asked = LoadRequest.model_validate(request.body["request"])
+        self._model = VolumeModel.load(asked, default_patch=request.body["default_patch"])
+        log.info("loaded %s", asked.name)
+        return self._model.describe()
+
+    def segment(self, request: Request) -> dict[str, Any]:
+        """Segment the file `image` into the file `labels`; replies how it went."""
+        if self._model is None or request.scratch is None:
+            raise RuntimeError("segment needs a loaded model and a scratch folder")
+
+        def progress(done: int, total: int) -> None:
+            if request.cancelled():
+                raise Cancelled
+            log.debug("patch %d of %d", done, total)
+
+        job = Job(
+            image=request.inputs["image"],
+            target=request.outputs["labels"],
+            scratch=request.scratch,
+            limits=Limits(**request.body["limits"]),
+            window_level=request.body["window_level"],
+            window_width=request.body["window_width"],
+            progress=progress,
+        )
+        outcome = self._model.segment(job)
+        log.info("segmented %d patches in %.2f s", outcome.patches, outcome.seconds)
+        return asdict(outcome)

@@ -1,0 +1,23 @@
+"""The messages between the server and a worker: one JSON object a line.
+
+To the worker: `{"id", "verb", "body", "request_id"}`, or `{"cancel": id}`.
+From the worker: `{"id", "reply"}` or `{"id", "error"}` with an error's wire form.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+MAX_LINE = 16 * 2**20
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """A message as a line of bytes."""
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """The message in a line."""
+    message: dict[str, Any] = json.loads(line)
+    return message

@@ -1,0 +1,26 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving import Served, start_server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One server for the tests that neither kill it nor need it empty."""
+    served = start_server(tmp_path_factory.mktemp("server") / "state")
+    yield served
+    served.stop()
+
+
+@pytest.fixture
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for one test alone: it may be killed, and starts with nothing loaded."""
+    served = start_server(tmp_path_factory.mktemp("own") / "state")
+    yield served
+    if served.process.poll() is None:
+        served.stop()
