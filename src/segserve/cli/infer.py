@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from segserve.cli.options import read_settings
 from segserve.cli.output import fail
@@ -69,6 +68,8 @@ def _segment(
     request: LoadRequest, image: Path, output: Path, window: tuple[float | None, float | None], settings: Settings
 ) -> None:
     # Imported here: the server's process, which shares this command line, must never load an engine.
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     from segserve.volumes.model import Job, VolumeModel
     from segserve.volumes.source import Limits
 

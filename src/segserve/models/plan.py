@@ -99,7 +99,7 @@ def check_input_shape(shape: FreeShape, description: str) -> None:
         BadInputError: with the shape found and the one expected.
     """
     if len(shape) != 5:
-        raise BadInputError(f"The network's input is {description}; a volume network takes float32 (N, 1, Z, Y, X).")
+        raise BadInputError(f"The network's input is {description}; a 5D input is expected: float32 (N, 1, Z, Y, X).")
     if shape[1] not in {1, None}:
         raise BadInputError(
             f"The network's input has {shape[1]} channels, {description}; one is expected: float32 (N, 1, Z, Y, X)."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,6 +13,7 @@ from segserve.errors import BadInputError
 Axes = tuple[int, int, int]
 AXIS_PAIRS = ("LR", "PA", "IS")
 NATIVE = "native"
+LARGEST = 2**31 - 1
 Model = TypeVar("Model", bound="BaseModel")
 
 
@@ -27,14 +27,11 @@ def _axes(value: object) -> object:
 
 
 def _whole(value: object) -> int | None:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or value != int(value)
-    ):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > LARGEST:
         return None
-    return int(value)
+    return value
 
 
 def _count(value: object) -> object:
@@ -45,9 +42,9 @@ def _count(value: object) -> object:
 
 
 def _number(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"must be a finite number, not {value!r}")
-    return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST:  # NaN is not below it
+        return float(value)
+    raise ValueError(f"must be a finite number, not {value!r}")
 
 
 def _positive(value: object) -> object:

@@ -101,8 +101,3 @@ def choose_grid(shape: Axes, patch: Axes, stride: Axes, *, slowest: int) -> Grid
     """
     grids = [Grid(shape, patch, stride, axis) for axis in (slowest, *(a for a in range(3) if a != slowest))]
     return min(grids, key=Grid.slab_voxels)
-
-
-def memory_need(grid: Grid, classes: int) -> int:
-    """Bytes that segmenting takes beyond the loaded network: a slab of float32 scores and one of intensities."""
-    return FLOAT_BYTES * grid.slab_voxels() * (classes + 1)

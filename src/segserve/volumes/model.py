@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.devices import available_memory
-from segserve.engines import Engine, cuda_is_usable
-from segserve.errors import BadInputError, TooLargeError, human_bytes
+from segserve.engines.base import Engine
+from segserve.engines.registry import cuda_is_usable
+from segserve.errors import BadInputError
 from segserve.models.formats.onnx import open_onnx
 from segserve.models.plan import Plan, check_input_shape, make_plan
 from segserve.models.request import LoadRequest
 from segserve.volumes.geometry import AxisMap, axis_map
-from segserve.volumes.grid import Grid, choose_grid, memory_need
+from segserve.volumes.grid import Grid, choose_grid
 from segserve.volumes.labels import LabelFile, above_half, above_zero, highest_class, label_dtype, write_labels
+from segserve.volumes.memory import check_patch, check_volume
 from segserve.volumes.sliding import Decide, Progress, Sweep
 from segserve.volumes.source import Limits, Source, open_image
 from segserve.volumes.window import Intensities, choose_window
@@ -78,6 +79,7 @@ class VolumeModel:
         file = open_onnx(Path(request.model_path))
         check_input_shape(file.input.shape, str(file.input))
         plan = make_plan(request, file.metadata, file.input.shape, default_patch=default_patch, cuda=cuda_is_usable())
+        check_patch(plan)
         engine = file.load((plan.batch, 1, *plan.patch_size))
         return cls(engine, plan, _trial(engine, plan))
 
@@ -112,7 +114,7 @@ class VolumeModel:
             self.plan.patch_stride,
             slowest=axes.axes.index(0),
         )
-        check_memory(grid, self.classes, job.limits)
+        check_volume(grid, self.classes, job.limits.memory_limit)
         plain, warnings = source.intensities()
         intensities = Intensities(plain.slope, plain.intercept, plain.fill, window)
         labels = LabelFile(job.scratch / "labels.raw", source.nifti, label_dtype(self.classes))
@@ -123,23 +125,6 @@ class VolumeModel:
         seconds = time.monotonic() - began
         return Outcome(
             self._engine.name, self._engine.device, self._engine.precision, grid.patches, round(seconds, 3), warnings
-        )
-
-
-def check_memory(grid: Grid, classes: int, limits: Limits) -> None:
-    """Refuse what would not fit, before taking any memory.
-
-    Raises:
-        TooLargeError: with the need, what there is, and what to change.
-    """
-    need, room = memory_need(grid, classes), limits.memory_limit or available_memory()
-    if need > room:
-        shape = " x ".join(str(size) for size in grid.shape)
-        allowed = "memory_limit allows" if limits.memory_limit else "are free"
-        raise TooLargeError(
-            f"A volume of {shape} voxels with {classes} classes and a patch of {grid.patch[0]} x {grid.patch[1]} x "
-            f"{grid.patch[2]} needs {human_bytes(need)} of memory and {human_bytes(room)} {allowed}: "
-            f"crop the volume, or load the model with a smaller patch_size."
         )
 
 

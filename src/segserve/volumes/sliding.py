@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.engines import Engine
+from segserve.engines.base import Engine
 from segserve.errors import BadInputError
 from segserve.volumes.grid import Grid
 

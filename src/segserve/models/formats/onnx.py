@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segserve.engines import Engine, TensorSpec
+from segserve.engines.base import Engine, TensorSpec
 from segserve.engines.openvino import OpenVINOEngine, read_onnx
 from segserve.errors import BadInputError
 from segserve.models.metadata import ModelMetadata, read_metadata
