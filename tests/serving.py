@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,9 @@ def _answers(url: str) -> bool:
     return True
 
 
-def wait_until(condition: Any, seconds: float = 30.0, message: str = "the condition never came true") -> None:
+def wait_until(
+    condition: Callable[[], object], seconds: float = 30.0, message: str = "the condition never came true"
+) -> None:
     """Poll until `condition()` is true; fail the test when it never is."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

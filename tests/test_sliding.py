@@ -26,7 +26,7 @@ class PlaceNetwork:
     name, device, precision = "test", "cpu", "float32"
 
     def __init__(self, batch: int, patch: tuple[int, int, int], classes: int) -> None:
-        self.input_shape = (batch, 1, *patch)
+        self.input_shape: tuple[int, ...] = (batch, 1, *patch)
         generator = np.random.default_rng(math.prod(patch) + classes)
         self._weights = generator.integers(-9, 9, (classes, *patch)).astype(np.float32)
 

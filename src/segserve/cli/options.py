@@ -19,7 +19,7 @@ PLAIN = (bool, int, float)
 def with_settings(command: Callable[[Settings], None]) -> Callable[..., None]:
     """Turn a function of `Settings` into a command with a flag for each setting."""
 
-    def run(**flags: Any) -> None:  # noqa: ANN401  # typer has parsed them
+    def run(**flags: Any) -> None:
         command(read_settings({name: value for name, value in flags.items() if value not in (None, [])}))
 
     parameters = [

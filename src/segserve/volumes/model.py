@@ -66,7 +66,7 @@ class VolumeModel:
     def __init__(self, engine: Engine, plan: Plan, classes: int) -> None:
         self.plan = plan
         self.classes = classes
-        self._engine = engine
+        self.engine = engine
         self._decide = _decide(classes, plan)
 
     @classmethod
@@ -89,9 +89,9 @@ class VolumeModel:
         return {
             **plan,
             "num_classes": self.classes,
-            "engine": self._engine.name,
-            "device": self._engine.device,
-            "precision": self._engine.precision,
+            "engine": self.engine.name,
+            "device": self.engine.device,
+            "precision": self.engine.precision,
         }
 
     def segment(self, job: Job) -> Outcome:
@@ -119,12 +119,12 @@ class VolumeModel:
         intensities = Intensities(plain.slope, plain.intercept, plain.fill, window)
         labels = LabelFile(job.scratch / "labels.raw", source.nifti, label_dtype(self.classes))
         labels.create()
-        sweep = Sweep(self._engine, grid, self.classes, self._decide)
+        sweep = Sweep(self.engine, grid, self.classes, self._decide)
         sweep.run(_reader(source, axes, grid, intensities), _writer(labels, axes, grid), job.progress)
         write_labels(labels, source, job.target)
         seconds = time.monotonic() - began
         return Outcome(
-            self._engine.name, self._engine.device, self._engine.precision, grid.patches, round(seconds, 3), warnings
+            self.engine.name, self.engine.device, self.engine.precision, grid.patches, round(seconds, 3), warnings
         )
 
 

@@ -1,0 +1,1 @@
+"""Timings, always as the ratio of two things measured in one run."""

@@ -1,0 +1,7 @@
+"""`make bench`: every benchmark, one after another."""
+
+from benchmarks import memory, volume
+
+if __name__ == "__main__":
+    memory.main()
+    volume.main()

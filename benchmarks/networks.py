@@ -1,0 +1,47 @@
+"""Networks to measure with: real layer shapes, random weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Block(nn.Sequential):
+    """Two 3x3x3 convolutions."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        layers: list[nn.Module] = []
+        for channels in (inside, outside):
+            layers += [nn.Conv3d(channels, outside, 3, padding=1, bias=False), nn.BatchNorm3d(outside), nn.ReLU()]
+        super().__init__(*layers)
+
+
+class UNet(nn.Module):
+    """A plain 3D U-Net of three levels, (N, 1, Z, Y, X) to (N, classes, Z, Y, X)."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList([Block(1, width), Block(width, 2 * width), Block(2 * width, 4 * width)])
+        self.up = nn.ModuleList([Block(6 * width, 2 * width), Block(3 * width, width)])
+        self.pool, self.grow = nn.MaxPool3d(2), nn.Upsample(scale_factor=2)
+        self.head = nn.Conv3d(width, classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch."""
+        first = self.down[0](x)
+        second = self.down[1](self.pool(first))
+        deepest = self.down[2](self.pool(second))
+        middle = self.up[0](torch.cat([self.grow(deepest), second], 1))
+        logits: torch.Tensor = self.head(self.up[1](torch.cat([self.grow(middle), first], 1)))
+        return logits
+
+
+def write_unet(path: Path, *, classes: int, width: int, patch: int) -> Path:
+    """Export a random U-Net with a fixed patch."""
+    torch.manual_seed(0)
+    network = UNet(classes, width).eval()
+    shape = torch.zeros(1, 1, patch, patch, patch)
+    torch.onnx.export(network, (shape,), str(path), dynamo=True, external_data=False, verbose=False)
+    return path
