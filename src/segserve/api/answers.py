@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from segserve.errors import SegserveError
+from segserve.errors import DiskFullError, SegserveError, is_disk_full
 
 QUPATH_PREFIX = "/api/v1"
 
@@ -31,12 +31,19 @@ def install_error_answers(app: FastAPI) -> None:
     app.add_exception_handler(SegserveError, _expected)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(OSError, _system)
 
 
 async def _expected(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, SegserveError)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
     return error_answer(request.url.path, error.status, error.message, headers)
+
+
+async def _system(request: Request, error: Exception) -> JSONResponse:
+    if is_disk_full(error):
+        return await _expected(request, DiskFullError())
+    raise error
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -14,6 +14,7 @@ from segserve.api.answers import install_error_answers
 from segserve.api.context import RequestContext
 from segserve.api.guard import Guard
 from segserve.api.slicer.door import Door
+from segserve.errors import SegserveError
 from segserve.settings import Settings
 from segserve.state import StateDir
 from segserve.workers.placement.local import LocalPlacement
@@ -46,14 +47,30 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
 
 
 def api_key(settings: Settings, state: StateDir) -> str:
-    """The key in force: the named file's, else the state directory's."""
-    return settings.api_key_file.read_text().strip() if settings.api_key_file else state.api_key()
+    """The key in force: the named file's, else the state directory's.
+
+    Raises:
+        SegserveError: the named file cannot be read, or is empty.
+    """
+    if settings.api_key_file is None:
+        return state.api_key()
+    try:
+        key = settings.api_key_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SegserveError(f"The key file {settings.api_key_file} cannot be read: {error}.") from None
+    if not key:
+        raise SegserveError(f"The key file {settings.api_key_file} is empty.")
+    return key
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: StateDir = app.state.state_dir
     state.acquire()
+    if app.state.settings.api_key_file:
+        api_key(
+            app.state.settings, state
+        )  # better no server than one that finds at the first request that it has no key
     try:
         yield
     finally:

@@ -49,8 +49,6 @@ def serve(settings: Settings) -> None:
         key = api_key(settings, state) if _asks_for_key(settings) else None
     except SegserveError as error:
         fail(error.message)
-    except OSError as error:
-        fail(f"the key file {settings.api_key_file} cannot be read: {error.strerror}.")
     urls = [url(bound) for bound in sockets]
     typer.echo(banner(settings, state, urls, key))
     sys.stdout.flush()

@@ -67,9 +67,16 @@ class LabelFile:
     dtype: np.dtype[Any]
 
     def create(self) -> None:
-        """Take the room on disk."""
+        """Take the room on disk.
+
+        Raises:
+            OSError: there is none. Zeros are written for that: room that a hole in the file only promises would be
+                missed later, by a signal that ends the process, when labels are stored through the mapping.
+        """
+        left = self.source.voxels * self.dtype.itemsize
         with self.path.open("wb") as stream:
-            stream.truncate(self.source.voxels * self.dtype.itemsize)
+            while left > 0:
+                left -= stream.write(bytes(min(CHUNK, left)))
 
     def planes(self, axis: int, start: int, stop: int) -> NDArray[Any]:
         """Planes [start, stop) of an axis, mapped for writing."""

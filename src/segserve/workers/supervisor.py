@@ -96,7 +96,10 @@ class Supervisor:
         """A process that holds the model, and what is in force in it."""
         if self._closed:
             raise UnavailableError("The server is shutting down.")
-        worker = await self._placement.start(request.name)
+        try:
+            worker = await self._placement.start(request.name)
+        except OSError as error:
+            raise UnavailableError(f"No process could be started for the model: {error.strerror}.") from None
         self._starting.add(worker)
         loaded = False
         try:

@@ -119,20 +119,24 @@ class LocalWorker:
 
     async def _read_replies(self) -> None:
         stdout = self._process.stdout
-        while stdout and (line := await stdout.readline()):
-            message = decode(line)
-            reply = self._pending.get(message["id"])
-            if reply is None or reply.done():
-                continue
-            if "error" in message:
-                reply.set_exception(SegserveError.from_wire(message["error"]))
-            else:
-                reply.set_result(message["reply"])
-        self._dead = True
-        await self._process.wait()
-        for reply in self._pending.values():
-            if not reply.done():
-                reply.set_exception(WorkerDiedError(self._cause()))
+        try:
+            while stdout and (line := await stdout.readline()):
+                self._settle(decode(line))
+        finally:
+            self._dead = True
+            await self._process.wait()
+            for reply in self._pending.values():
+                if not reply.done():
+                    reply.set_exception(WorkerDiedError(self._cause()))
+
+    def _settle(self, message: dict[str, Any]) -> None:
+        reply = self._pending.get(message["id"])
+        if reply is None or reply.done():
+            return
+        if "error" in message:
+            reply.set_exception(SegserveError.from_wire(message["error"]))
+        else:
+            reply.set_result(message["reply"])
 
     async def _read_log(self) -> None:
         """Pass the worker's log on, line by line: its own lines carry their level and request already."""
