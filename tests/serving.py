@@ -58,7 +58,8 @@ class Served:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def spool_files(self) -> list[Path]:
-        return [path for path in (self.state_dir / "spool").rglob("*") if path.is_file()]
+        """Files in the spool; `os.walk` passes over folders that vanish while it looks."""
+        return [Path(folder) / name for folder, _, names in os.walk(self.state_dir / "spool") for name in names]
 
     def stop(self) -> int:
         """End the server as an admin would and return its exit status."""

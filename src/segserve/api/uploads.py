@@ -29,7 +29,7 @@ class Form:
     files: dict[str, Path] = field(default_factory=dict)
 
 
-async def body_chunks(request: Request, limit: int) -> bytearray:
+async def small_body(request: Request, limit: int) -> bytearray:
     """A whole small body.
 
     Raises:
@@ -59,7 +59,7 @@ async def receive_form(request: Request, folder: Path, *, file_parts: frozenset[
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        await body_chunks(request, limit)
+        await _drain(request, limit)
         return Form()
     _check_size(int(request.headers.get("content-length") or 0), limit)
     receiver = _Receiver(folder, file_parts)
@@ -76,6 +76,14 @@ async def receive_form(request: Request, folder: Path, *, file_parts: frozenset[
     finally:
         receiver.close()
     return receiver.form
+
+
+async def _drain(request: Request, limit: int) -> None:
+    """Read a body that is of no use, keeping nothing: a client that is still sending would not hear the answer."""
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        _check_size(size, limit)
 
 
 async def _feed(request: Request, parser: MultipartParser, receiver: _Receiver, limit: int) -> None:

@@ -14,13 +14,13 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
+from segserve.volumes.frame import header_affine
 from segserve.volumes.geometry import Affine
 
 HEADER_SIZES = {348: Nifti1Header, 540: Nifti2Header}
 MAGICS = {348: b"n+1\0", 540: b"n+2\0\r\n\032\n"}
 MAGIC_PLACES = {348: 344, 540: 4}
 LABEL_INTENT = 1002
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_HEADER = 64 * 2**20  # extensions included
 
 
@@ -80,7 +80,7 @@ def parse_header(start: bytes) -> NiftiHeader:
         _offset(header, size),
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
-        _affine(header),
+        header_affine(header),
     )
 
 
@@ -165,31 +165,6 @@ def _offset(header: Nifti1Header, size: int) -> int:
     if not math.isfinite(offset) or not size + 4 <= offset <= MAX_HEADER:
         raise BadInputError(f"The NIfTI header says that the voxels begin at byte {offset:g}, which cannot be.")
     return int(offset)
-
-
-def _affine(header: Nifti1Header) -> Affine:
-    """The sform, else the qform, else the spacing alone, which ITK and the viewers take as LPS."""
-    mended = header.copy()
-    spacing = np.abs(mended["pixdim"][1:4])
-    # Only directions matter here, and flat images often leave their third spacing at 0.
-    mended["pixdim"][1:4] = np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
-    if mended["sform_code"] > 0:
-        affine = mended.get_sform()
-    elif mended["qform_code"] > 0:
-        try:
-            affine = mended.get_qform()
-        except (HeaderDataError, ValueError) as error:
-            raise BadInputError(f"The image's qform is damaged: {error}.") from None
-    else:
-        affine = LPS_TO_RAS @ np.diag([*mended["pixdim"][1:4], 1.0])
-    affine = np.asarray(affine, np.float64)
-    if not np.isfinite(affine).all():
-        raise BadInputError("The image's orientation (sform or qform) holds NaN or infinity.")
-    if np.linalg.matrix_rank(affine[:3, :3]) < 3:
-        raise BadInputError(
-            "The image's orientation (sform or qform) is degenerate: an axis has no direction or spacing."
-        )
-    return affine
 
 
 def _type_name(header: Nifti1Header) -> str:

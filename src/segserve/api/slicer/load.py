@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from segserve.api.uploads import body_chunks
+from segserve.api.uploads import small_body
 from segserve.errors import BadInputError, MissingExtraError
 from segserve.models.request import LoadRequest, parse_load_request
 
@@ -73,7 +73,7 @@ async def _json_object(request: Request) -> tuple[dict[str, Any], str]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise BadInputError("Content-Type must be application/json")
-    raw = await body_chunks(request, MAX_BODY)
+    raw = await small_body(request, MAX_BODY)
     try:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False).encode()
