@@ -94,6 +94,7 @@ def start_server(state_dir: Path, *flags: str, env: dict[str, str] | None = None
                 return served
         time.sleep(0.05)
     process.kill()
+    process.wait()
     raise RuntimeError(f"the server did not answer within {START_SECONDS} s:\n{log.read_text()}")
 
 

@@ -36,8 +36,7 @@ class RequestContext:
         answer = _Answer(send, chosen, without_body=scope["method"] == "HEAD")
         began = time.monotonic()
         try:
-            inner = {**scope, "method": "GET"} if answer.without_body else scope
-            await self._app(inner, receive, answer.send)
+            await self._app(_normal(scope), receive, answer.send)
         except Exception:
             log.exception("a bug: %s %s", scope["method"], scope["path"])
             if answer.status:
@@ -47,6 +46,12 @@ class RequestContext:
         finally:
             log.info("%s %s %s %.3f s", scope["method"], scope["path"], answer.status, time.monotonic() - began)
             request_id.reset(token)
+
+
+def _normal(scope: Scope) -> Scope:
+    """The request as the routes know it: GET for HEAD, and one slash where a server URL that ends in one made two."""
+    path = re.sub("^//+", "/", scope["path"])
+    return {**scope, "path": path, "method": "GET" if scope["method"] == "HEAD" else scope["method"]}
 
 
 class _Answer:

@@ -49,7 +49,7 @@ def infer(
             )
         _segment(parse_load_request(body), image, output, (window_level, window_width), read_settings({}))
     except SegserveError as error:
-        fail(error.message)
+        fail(f"{model} on {image}: {error.message}")
     except OSError as error:
         fail(DiskFullError().message if is_disk_full(error) else f"{error.filename or output}: {error.strerror}.")
 
@@ -68,6 +68,7 @@ def _segment(
     request: LoadRequest, image: Path, output: Path, window: tuple[float | None, float | None], settings: Settings
 ) -> None:
     # Imported here: the server's process, which shares this command line, must never load an engine.
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from segserve.volumes.model import Job, VolumeModel
@@ -79,7 +80,11 @@ def _segment(
     limits = Limits(settings.max_decompressed, settings.max_voxels, settings.memory_limit)
     columns: list[Any] = [TextColumn("patches"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     # Beside the output, so that the finished file appears whole, by rename.
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".segserve-") as folder, Progress(*columns) as bar:
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=".segserve-") as folder,
+        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
+    ):
         task = bar.add_task("patches", total=None)
         job = Job(
             image=image,

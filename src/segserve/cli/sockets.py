@@ -28,7 +28,7 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
     taken: list[socket.socket] = []
     try:
         for host in hosts:
-            bound = _bind(host, port)
+            bound = _bind(host, port, with_ipv4=host == "::" and "0.0.0.0" not in hosts)  # noqa: S104  # a comparison
             if bound is None:
                 continue
             taken.append(bound)
@@ -45,8 +45,8 @@ def listen(hosts: Sequence[str], port: int) -> list[socket.socket]:
     return taken
 
 
-def _bind(host: str, port: int) -> socket.socket | None:
-    """A listening socket, None if this machine does not have the address."""
+def _bind(host: str, port: int, *, with_ipv4: bool) -> socket.socket | None:
+    """A listening socket, None if this machine does not have the address; `with_ipv4` lets :: answer both."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -63,7 +63,7 @@ def _bind(host: str, port: int) -> socket.socket | None:
         else:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not with_ipv4)
         bound.bind(address)
         bound.listen(BACKLOG)
     except OSError as error:

@@ -78,6 +78,13 @@ def _labels(value: object) -> object:
     raise ValueError('must be a list of names, or an object such as {"1": "liver"}')
 
 
+def _name(value: object) -> object:
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"must have no line breaks or other control characters, unlike {value!r}")
+    return value
+
+
+Name = Annotated[str, BeforeValidator(_name)]
 Patch = Annotated[Axes, BeforeValidator(_axes)]
 Count = Annotated[int, BeforeValidator(_count)]
 Number = Annotated[float, BeforeValidator(_number)]
@@ -108,7 +115,7 @@ class LoadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(min_length=1, max_length=200)
+    name: Name = Field(min_length=1, max_length=200)
     backend_type: str
     model_path: str
     config_path: str | None = None

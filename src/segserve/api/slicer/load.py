@@ -78,7 +78,7 @@ async def _json_object(request: Request) -> tuple[dict[str, Any], str]:
         body = json.loads(raw)
         json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "a value in it is beyond reason"
         return {}, f" (the body is not valid JSON: {reason})"
     if not isinstance(body, dict):
         raise BadInputError(f"The body must be a JSON object, not a {type(body).__name__}.")
