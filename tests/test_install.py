@@ -41,7 +41,7 @@ def test_base_install_is_small_and_brings_no_torch(python: Path) -> None:
 
 @pytest.mark.slow
 def test_base_install_segments(python: Path, tmp_path: Path) -> None:
-    network = threshold_network(tmp_path / "threshold.onnx")
+    network = threshold_network(tmp_path / "threshold.onnx", 0.0)
     voxels = np.random.default_rng(0).normal(size=(20, 18, 16)).astype(np.float32)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "image.nii.gz")
     command: list[str | Path] = [

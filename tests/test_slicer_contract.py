@@ -387,3 +387,8 @@ def test_current_model_may_be_loaded_again(door: Served, tmp_path: Path, image: 
     load_current(door, threshold_network(tmp_path / "net.onnx", 50))
     assert loaded(door) == {"net"}
     assert_labels(door.infer(image), voxels > 50)
+
+
+def test_a_server_url_that_ends_in_a_slash_works(door: Served) -> None:
+    assert requests.get(door.url + "//api/info", timeout=60).json()["name"] == "ITKIT Inference Server"
+    assert requests.post(door.url + "//api/model", json={}, timeout=60).status_code == 400
