@@ -105,6 +105,14 @@ def test_metadata_that_makes_no_sense_is_a_warning_and_the_rest_counts() -> None
     assert not any("author" in warning for warning in found.warnings)
 
 
+def test_metadata_that_could_not_be_sent_on_is_ignored() -> None:
+    found = plan(metadata={"labels": '{"1": "half \\ud800"}'})
+    assert found.labels is None
+    assert any("labels" in warning for warning in found.warnings)
+    assert plan(metadata={"labels": json.dumps({"1": "x" * 2**21})}).labels is None
+    assert plan(metadata={"labels": "[" * 100_000}).labels is None
+
+
 @given(st.dictionaries(st.sampled_from(["inference_config", "labels", "window_level", "activation"]), st.text()))
 def test_no_metadata_stops_a_model_from_loading(metadata: dict[str, str]) -> None:
     assert plan(metadata=metadata).patch_size == (96, 96, 96)

@@ -14,6 +14,7 @@ from segserve.models.request import InferenceConfig, Labels, Number, Orientation
 
 JSON_KEYS = ("inference_config", "labels")
 NUMBER_KEYS = ("window_level", "window_width")
+LONGEST = 2**20  # characters; the answer to a load carries the labels
 
 
 class Fields(BaseModel):
@@ -28,6 +29,9 @@ class Fields(BaseModel):
     activation: Literal["none", "sigmoid"] | None = None
 
 
+KNOWN = {"inference_config", *Fields.model_fields}
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """A model's own settings and the warnings about those that made no sense."""
@@ -40,7 +44,7 @@ class ModelMetadata:
 def read_metadata(texts: Mapping[str, str]) -> ModelMetadata:
     """Understand a model's metadata, a mapping of texts as ONNX keeps them."""
     warnings: list[str] = []
-    values = {key: _decode(key, text, warnings) for key, text in texts.items()}
+    values = {key: _decode(key, text, warnings) for key, text in texts.items() if key in KNOWN}
     sent = values.pop("inference_config", None)
     config = sent if isinstance(sent, dict) else {}
     if sent is not None and not isinstance(sent, dict):
@@ -51,9 +55,11 @@ def read_metadata(texts: Mapping[str, str]) -> ModelMetadata:
 def _decode(key: str, text: str, warnings: list[str]) -> Any:  # noqa: ANN401  # JSON
     try:
         if key in JSON_KEYS:
-            return json.loads(text)
-        return float(text) if key in NUMBER_KEYS else text
-    except ValueError:
+            value = json.loads(text if len(text) <= LONGEST else "")
+            json.dumps(value, ensure_ascii=False).encode()  # half a character, which JSON can spell, cannot be sent on
+            return value
+        return float(text) if key in NUMBER_KEYS else text[:LONGEST]
+    except (ValueError, RecursionError):
         warnings.append(f"The model's metadata {key} = {text[:60]!r} cannot be read and was ignored.")
         return None
 

@@ -14,7 +14,14 @@ Axes = tuple[int, int, int]
 AXIS_PAIRS = ("LR", "PA", "IS")
 NATIVE = "native"
 LARGEST = 2**31 - 1
+LONGEST_SHOWN = 80
 Model = TypeVar("Model", bound="BaseModel")
+
+
+def _shown(value: object) -> str:
+    """A value as an error repeats it: not whole where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _axes(value: object) -> object:
@@ -22,7 +29,7 @@ def _axes(value: object) -> object:
     sizes = value if isinstance(value, (list, tuple)) else [value] * 3
     whole = [_whole(size) for size in sizes]
     if len(whole) != 3 or any(size is None or size < 1 for size in whole):
-        raise ValueError(f"must be three integers of at least 1 (Z, Y, X) or one integer, not {value!r}")
+        raise ValueError(f"must be three integers of at least 1 (Z, Y, X) or one integer, not {_shown(value)}")
     return tuple(whole)
 
 
@@ -37,32 +44,34 @@ def _whole(value: object) -> int | None:
 def _count(value: object) -> object:
     whole = _whole(value)
     if whole is None or whole < 1:
-        raise ValueError(f"must be an integer of at least 1, not {value!r}")
+        raise ValueError(f"must be an integer of at least 1, not {_shown(value)}")
     return whole
 
 
 def _number(value: object) -> object:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST:  # NaN is not below it
         return float(value)
-    raise ValueError(f"must be a finite number, not {value!r}")
+    raise ValueError(f"must be a finite number, not {_shown(value)}")
 
 
 def _positive(value: object) -> object:
     if isinstance(number := _number(value), float) and number > 0:
         return number
-    raise ValueError(f"must be above 0, not {value!r}")
+    raise ValueError(f"must be above 0, not {_shown(value)}")
 
 
 def _device(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"cpu|mps|cuda(:\d{1,2})?", value):
         return value
-    raise ValueError(f"must be 'cpu', 'cuda', 'cuda:0' or 'mps', not {value!r}")
+    raise ValueError(f"must be 'cpu', 'cuda', 'cuda:0' or 'mps', not {_shown(value)}")
 
 
 def _orientation(value: object) -> object:
     if value == NATIVE or (isinstance(value, str) and is_orientation(value.upper())):
         return NATIVE if value == NATIVE else str(value).upper()
-    raise ValueError(f"must be 'native' or three letters, one each of L/R, P/A and I/S, such as 'LPI', not {value!r}")
+    raise ValueError(
+        f"must be 'native' or three letters, one each of L/R, P/A and I/S, such as 'LPI', not {_shown(value)}"
+    )
 
 
 def is_orientation(letters: str) -> bool:
@@ -80,7 +89,7 @@ def _labels(value: object) -> object:
 
 def _name(value: object) -> object:
     if isinstance(value, str) and not value.isprintable():
-        raise ValueError(f"must have no line breaks or other control characters, unlike {value!r}")
+        raise ValueError(f"must have no line breaks or other control characters, unlike {_shown(value)}")
     return value
 
 
@@ -158,11 +167,11 @@ def parse(model: type[Model], values: Mapping[str, Any], where: str) -> Model:
 
 def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
     problems = error.errors(include_url=False)
-    unknown = [str(problem["loc"][0]) for problem in problems if problem["type"] == "extra_forbidden"]
+    unknown = [str(problem["loc"][0])[:LONGEST_SHOWN] for problem in problems if problem["type"] == "extra_forbidden"]
     if unknown:
-        return f"Unknown key in {where}: {', '.join(unknown)}. Known keys: {', '.join(model.model_fields)}."
+        return f"Unknown key in {where}: {', '.join(unknown[:10])}. Known keys: {', '.join(model.model_fields)}."
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"])
     if "error" in first.get("ctx", {}):
         return f"{key} {first['ctx']['error']}."
-    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})."
+    return f"{key}: {first['msg'][0].lower()}{first['msg'][1:]} (got {_shown(first['input'])})."

@@ -15,7 +15,7 @@ router = APIRouter(prefix="/api/v1", tags=["QuPath"])
 
 
 @router.get("/health")
-def get_health() -> dict[str, Any]:
+def health() -> dict[str, Any]:
     """Say that the server is up."""
     return {
         "status": "healthy",
@@ -25,15 +25,15 @@ def get_health() -> dict[str, Any]:
 
 
 @router.get("/gpu")
-def get_gpu() -> dict[str, Any]:
+def gpu() -> dict[str, Any]:
     """Say what the server computes on; fields that do not apply are absent, never null."""
     if not cuda_is_usable():
         return {"available": False, "name": "CPU", "memory_mb": 0, "device_type": "cpu", "device_string": "cpu"}
-    gpu = devices.cuda_devices()[0]
-    total = gpu.memory // 2**20
+    first = devices.cuda_devices()[0]
+    total = first.memory // 2**20
     return {
         "available": True,
-        "name": gpu.name,
+        "name": first.name,
         "memory_mb": total,
         "device_type": "cuda",
         "device_string": "cuda:0",

@@ -25,13 +25,13 @@ def _door(request: Request) -> Door:
 
 
 @router.get("/health")
-def get_health() -> dict[str, Any]:
+def health() -> dict[str, Any]:
     """Say that the server is up, and whether it can use a GPU."""
     return {"status": "ok", "cuda_available": cuda_is_usable(), "cuda_device_count": _usable_gpus()}
 
 
 @router.get("/info")
-def get_info(request: Request) -> dict[str, Any]:
+def info(request: Request) -> dict[str, Any]:
     """Say what is loaded: `models` by name, and `model`, the current one (else the only one, else null)."""
     door = _door(request)
     shown = door.shown
@@ -47,35 +47,35 @@ def get_info(request: Request) -> dict[str, Any]:
 
 
 @router.post("/models", openapi_extra=LOAD_BODY)
-async def post_models(request: Request) -> dict[str, Any]:
+async def load_named_model(request: Request) -> dict[str, Any]:
     """Load a model under a name, beside the others; the same name replaces."""
     model = await _door(request).load(await read_named(request))
     return {"status": "success", "model": model_view(model)}
 
 
 @router.delete("/models/{name:path}")
-async def delete_models(request: Request, name: str) -> dict[str, Any]:
+async def unload_named_model(request: Request, name: str) -> dict[str, Any]:
     """Unload a model by name; its process ends."""
     await _door(request).unload(name)
     return {"status": "success", "message": f"Model {name} unloaded"}
 
 
 @router.post("/model", openapi_extra=LOAD_BODY)
-async def post_model(request: Request) -> dict[str, Any]:
+async def load_current_model(request: Request) -> dict[str, Any]:
     """Load a model under the stem of its path and make it current, in place of the current one."""
     model = await _door(request).load_current(await read_current(request))
     return {"status": "success", "model": model_view(model)}
 
 
 @router.delete("/model")
-async def delete_model(request: Request) -> dict[str, Any]:
+async def unload_current_model(request: Request) -> dict[str, Any]:
     """Unload the model that `/api/info` shows as `model`."""
     await _door(request).unload_shown()
     return {"status": "success"}
 
 
 @router.post("/infer", openapi_extra=INFER_BODY, response_class=Response, responses=LABEL_MAP)
-async def post_infer(request: Request) -> Response:
+async def segment_volume(request: Request) -> Response:
     """Segment a volume; the label map lies on exactly the grid of the image sent."""
     return await infer(request, _door(request), request.app.state.state_dir, request.app.state.settings)
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from segserve.errors import SegserveError
@@ -41,7 +42,7 @@ class LocalPlacement:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, **_detached()
         )
-        return LocalWorker(process, label)
+        return LocalWorker(process)
 
 
 def _detached() -> dict[str, Any]:
@@ -53,9 +54,8 @@ def _detached() -> dict[str, Any]:
 class LocalWorker:
     """A child process, the calls it has not answered yet and the end of its log."""
 
-    def __init__(self, process: Process, label: str) -> None:
+    def __init__(self, process: Process) -> None:
         self._process = process
-        self._label = label
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._last_lines: deque[str] = deque(maxlen=20)
@@ -96,13 +96,14 @@ class LocalWorker:
     async def stop(self) -> None:
         """See `Worker`. A worker holds nothing worth saving, so it is killed."""
         self._dead = True
-        if self._process.returncode is None:
-            try:
-                self._process.kill()
-            except ProcessLookupError:
-                log.debug("%s had ended already", self._label)
+        self._kill()
         await self._process.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _kill(self) -> None:
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
 
     async def _cancel(self, number: int, reply: asyncio.Future[dict[str, Any]]) -> None:
         """Stop a call and wait until its files are the worker's no more."""
@@ -124,6 +125,7 @@ class LocalWorker:
                 self._settle(decode(line))
         finally:
             self._dead = True
+            self._kill()  # it has ended already, unless what it said made no sense
             await self._process.wait()
             for reply in self._pending.values():
                 if not reply.done():
