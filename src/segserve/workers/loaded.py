@@ -70,15 +70,30 @@ class LoadedModel:
 
     async def _ask(self, call: Call) -> dict[str, Any]:
         try:
-            worker = await self._living_worker()
-            return await worker.call(call)
+            return await self._once(call)
         except WorkerDiedError as error:
+            if error.began:
+                raise self._died(error) from None
+        # It had died before, unnoticed, and nothing was begun: a fresh process can do all of it.
+        try:
+            return await self._once(call)
+        except WorkerDiedError as error:
+            raise self._died(error) from None
+
+    async def _once(self, call: Call) -> dict[str, Any]:
+        worker = await self._living_worker()
+        try:
+            return await worker.call(call)
+        except WorkerDiedError:
             self._refuse_if_ended()
-            log.warning("the process of model %s died: %s", self.request.name, error)
-            raise UnavailableError(
-                f"The model {self.request.name} stopped while it worked on this volume: {error}. "
-                f"Sending it again starts a fresh process."
-            ) from None
+            raise
+
+    def _died(self, error: WorkerDiedError) -> UnavailableError:
+        log.warning("the process of model %s died: %s", self.request.name, error)
+        return UnavailableError(
+            f"The model {self.request.name} stopped while it worked on this volume: {error}. "
+            f"Sending it again starts a fresh process."
+        )
 
     async def _living_worker(self) -> Worker:
         self._refuse_if_ended()

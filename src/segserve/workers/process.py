@@ -74,10 +74,14 @@ class Loop:
         )
         logs.request_id.set(message["request_id"])
         self._work = Work(number, request.scratch)
-        reply = _answer(getattr(self._verbs, message["verb"]), request)
+        self._say({"id": number, "began": True})
+        answer = _answer(getattr(self._verbs, message["verb"]), request)
         self._work = Work()
         self._cancelled.discard(number)
-        self._replies.write(encode({"id": number, **reply}))
+        self._say({"id": number, **answer})
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._replies.write(encode(message))
         self._replies.flush()
 
 

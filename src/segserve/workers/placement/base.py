@@ -12,7 +12,15 @@ from typing import Any, Protocol
 
 
 class WorkerDiedError(Exception):
-    """The worker ended while it was needed; the message is the likely cause, for a user to read."""
+    """The worker ended while it was needed; the message is the likely cause, for a user to read.
+
+    Attributes:
+        began: whether it had begun the call. One that it had not begun may be asked of another worker.
+    """
+
+    def __init__(self, cause: str, *, began: bool) -> None:
+        super().__init__(cause)
+        self.began = began
 
 
 @dataclass(frozen=True)

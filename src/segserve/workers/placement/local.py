@@ -58,6 +58,7 @@ class LocalWorker:
         self._process = process
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._begun: set[int] = set()
         self._last_lines: deque[str] = deque(maxlen=20)
         self._dead = False
         self._tasks = [asyncio.create_task(self._read_replies()), asyncio.create_task(self._read_log())]
@@ -72,7 +73,7 @@ class LocalWorker:
         number = next(self._ids)
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         if not self.alive:
-            raise WorkerDiedError(self._cause())
+            raise WorkerDiedError(self._cause(), began=False)
         self._pending[number] = reply
         self._send(
             {
@@ -92,6 +93,7 @@ class LocalWorker:
             raise
         finally:
             self._pending.pop(number, None)
+            self._begun.discard(number)
 
     async def stop(self) -> None:
         """See `Worker`. A worker holds nothing worth saving, so it is killed."""
@@ -123,19 +125,24 @@ class LocalWorker:
         try:
             while stdout and (line := await stdout.readline()):
                 self._settle(decode(line))
+        except (ValueError, KeyError):
+            log.exception("a worker's reply makes no sense")
+            self._kill()
         finally:
             self._dead = True
-            self._kill()  # it has ended already, unless what it said made no sense
             await self._process.wait()
-            for reply in self._pending.values():
+            for number, reply in self._pending.items():
                 if not reply.done():
-                    reply.set_exception(WorkerDiedError(self._cause()))
+                    reply.set_exception(WorkerDiedError(self._cause(), began=number in self._begun))
 
     def _settle(self, message: dict[str, Any]) -> None:
-        reply = self._pending.get(message["id"])
+        number = message["id"]
+        reply = self._pending.get(number)
         if reply is None or reply.done():
             return
-        if "error" in message:
+        if "began" in message:
+            self._begun.add(number)
+        elif "error" in message:
             reply.set_exception(SegserveError.from_wire(message["error"]))
         else:
             reply.set_result(message["reply"])
