@@ -1,0 +1,1 @@
+"""An ONNX network segments a real brain over HTTP."""

@@ -1,0 +1,110 @@
+"""Training: about a minute of random patches from the front of the brain."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+from demo.brain.anatomy import LABELS, SPLIT_MM, Brain, in_network_frame
+from demo.brain.disturbance import disturb
+from demo.brain.network import SmallUNet
+
+WINDOW_LEVEL = 850.0
+WINDOW_WIDTH = 1700.0
+"""Level and width of the intensity window in scanner units: 0..1700 becomes 0..1."""
+PATCH = 48
+BATCH = 2
+SEED = 20
+TRAINING_SECONDS = 65.0
+MINIMUM_STEPS = 200
+"""A busy machine trains longer than `TRAINING_SECONDS` rather than too little."""
+PEAK_RATE = 2e-2
+WARM_UP = 0.1
+REPORTS = 4
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trained network in evaluation mode, and what its training took."""
+
+    network: SmallUNet
+    steps: int
+    seconds: float
+
+
+def windowed(intensity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Scanner units to 0..1, float32, exactly as the server does it before the network."""
+    low = np.float32(WINDOW_LEVEL - WINDOW_WIDTH / 2)
+    high = np.float32(WINDOW_LEVEL + WINDOW_WIDTH / 2)
+    return (np.clip(intensity, low, high) - low) / np.float32(WINDOW_WIDTH)
+
+
+class FrontPatches:
+    """Random disturbed patches from the part of the brain in front of `SPLIT_MM`."""
+
+    def __init__(self, brain: Brain, rng: np.random.Generator) -> None:
+        front = brain.y_mm() > SPLIT_MM
+        self._intensity = in_network_frame(brain.intensity[:, front], brain.affine)
+        self._labels = in_network_frame(brain.labels[:, front], brain.affine)
+        self._rng = rng
+
+    def _patch(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        corner = [int(self._rng.integers(0, size - PATCH + 1)) for size in self._labels.shape]
+        place = tuple(slice(start, start + PATCH) for start in corner)
+        flipped = tuple(axis for axis in range(3) if self._rng.random() < 0.5)
+        order = self._rng.permutation(3)
+        image = np.flip(self._intensity[place], flipped).transpose(order)
+        labels = np.flip(self._labels[place], flipped).transpose(order)
+        return windowed(disturb(image, self._rng)), labels.astype(np.int64)
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """`BATCH` patches: images (N, 1, Z, Y, X) float32 in 0..1 and labels (N, Z, Y, X) int64."""
+        images, labels = zip(*(self._patch() for _ in range(BATCH)), strict=True)
+        return torch.from_numpy(np.stack(images)[:, None]), torch.from_numpy(np.stack(labels))
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy plus one minus the mean soft Dice of the tissues; a scalar."""
+    truth = F.one_hot(labels, len(LABELS)).movedim(-1, 1)
+    guess = logits.softmax(dim=1)
+    over_voxels = (0, 2, 3, 4)
+    overlap = (guess * truth).sum(over_voxels)
+    dice = (2 * overlap + 1) / (guess.sum(over_voxels) + truth.sum(over_voxels) + 1)
+    return F.cross_entropy(logits, labels) + 1 - dice[1:].mean()
+
+
+def learning_rate(progress: float) -> float:
+    """The rate at `progress` 0..1 through the training: a short climb, then a cosine down to nothing."""
+    if progress < WARM_UP:
+        return PEAK_RATE * (0.1 + 0.9 * progress / WARM_UP)
+    return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def train(brain: Brain, say: Callable[[str], None]) -> Trained:
+    """Train a fresh network on the front of `brain`, reporting a few times through `say`."""
+    torch.manual_seed(SEED)
+    patches = FrontPatches(brain, np.random.default_rng(SEED))
+    # Channels last is the memory layout in which the processor's convolutions run fastest.
+    network = SmallUNet().to(memory_format=torch.channels_last_3d)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE)
+    start, step, progress, reported = time.monotonic(), 0, 0.0, 0
+    while progress < 1:
+        optimiser.param_groups[0]["lr"] = learning_rate(progress)
+        images, labels = patches.batch()
+        loss = segmentation_loss(network(images), labels)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        step += 1
+        seconds = time.monotonic() - start
+        progress = min(seconds / TRAINING_SECONDS, step / MINIMUM_STEPS)
+        if progress * REPORTS >= reported + 1:
+            reported += 1
+            say(f"after {seconds:3.0f} s, {step:4d} steps: loss {loss.item():.3f}")
+    return Trained(network.eval(), step, time.monotonic() - start)

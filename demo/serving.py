@@ -1,0 +1,126 @@
+"""A real Segserve server in a process of its own, and a client that speaks to it over HTTP."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from demo.errors import DemoError
+
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+REQUEST_SECONDS = 300.0
+
+
+class Client:
+    """What 3D Slicer sends to the server, as three calls."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._session = requests.Session()
+        # A proxy from the environment knows nothing of a server on this machine.
+        self._session.trust_env = False
+
+    def is_healthy(self) -> bool:
+        """Whether the server answers at all."""
+        try:
+            return self._session.get(f"{self.address}/api/health", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    def load(self, name: str, onnx_file: Path) -> dict[str, Any]:
+        """Load an ONNX network under `name`; returns what the server says of it."""
+        body = {
+            "name": name,
+            "backend_type": "onnx",
+            "model_path": str(onnx_file.resolve()),
+            "inference_config": {},
+        }
+        answer: dict[str, Any] = self._send("POST", "/api/models", json=body).json()
+        model: dict[str, Any] = answer["model"]
+        return model
+
+    def segment(self, name: str, image: Path) -> requests.Response:
+        """Send a .nii.gz volume; the answer's body is a .nii.gz label map, its headers say how it was made."""
+        with image.open("rb") as stream:
+            return self._send("POST", "/api/infer", data={"model_name": name}, files={"image": (image.name, stream)})
+
+    def unload(self, name: str) -> None:
+        """Free the network."""
+        self._send("DELETE", f"/api/models/{name}")
+
+    def _send(self, method: str, path: str, **content: Any) -> requests.Response:
+        answer = self._session.request(method, self.address + path, timeout=REQUEST_SECONDS, **content)
+        if not answer.ok:
+            raise DemoError(f"{method} {path} was answered {answer.status_code}: {answer.text.strip()}")
+        return answer
+
+
+@contextmanager
+def running_server() -> Iterator[Client]:
+    """Start a server on a free port, yield a client of it, and stop it however the block ends.
+
+    Its state lives in a temporary folder and your own settings are left out, so your server notices nothing.
+    If the block fails, the server's log is shown.
+    """
+    with tempfile.TemporaryDirectory(prefix="segserve-demo-") as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "segserve", "serve", "--port", "0"],
+                env=_environment(Path(folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            yield _wait_until_healthy(process, Path(folder))
+        except BaseException:
+            print(f"\nThe server's log:\n{log.read_text(errors='replace')}", file=sys.stderr)
+            raise
+        finally:
+            _stop(process)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """This process's environment without any SEGSERVE_ setting but the server's own folder."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SEGSERVE_")}
+    return kept | {"SEGSERVE_HOME": str(folder), "SEGSERVE_SETTINGS": str(folder / "no-settings.toml")}
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], folder: Path) -> Client:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DemoError(f"the server stopped at once, with exit status {process.returncode}.")
+        address = _address(folder)
+        if address and (client := Client(address)).is_healthy():
+            return client
+        time.sleep(0.1)
+    raise DemoError(f"the server did not answer within {START_SECONDS:.0f} seconds.")
+
+
+def _address(folder: Path) -> str | None:
+    """Where the server says it listens; None until it does."""
+    try:
+        card = json.loads((folder / "server.json").read_text())
+    except FileNotFoundError:
+        return None
+    return str(card["addresses"][0])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
