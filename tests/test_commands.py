@@ -95,6 +95,9 @@ def test_infer_mistakes_are_one_sentence(tmp_path: Path, image: str) -> None:
     assert_one_sentence(segserve("infer", words, image, "-o", out))
     assert_one_sentence(segserve("infer", network, words, "-o", out))
     assert_one_sentence(segserve("infer", network, image, "-o", out, "--window-level", "50"), "window")
+    for width in ("-400", "0", "nan", "1e-50"):
+        window = ["--window-level", "40", f"--window-width={width}"]
+        assert_one_sentence(segserve("infer", network, image, "-o", out, *window), "window")
     assert_one_sentence(segserve("infer", network, image, "-o", str(tmp_path / "no" / "folder" / "out.nii.gz")))
     assert not Path(out).exists()
 
@@ -109,6 +112,20 @@ def test_models_asks_the_running_server_else_the_disk(own_server: Served, networ
     stopped = segserve("models", env=env)
     assert stopped.returncode == 0, stopped.stderr
     assert "Traceback" not in stopped.stderr
+
+
+def test_models_shows_the_key_to_the_server_alone(own_server: Served, tmp_path: Path) -> None:
+    nowhere = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9")
+    found = segserve("models", env={"SEGSERVE_STATE_DIR": str(own_server.state_dir), "no_proxy": "", **nowhere})
+    assert found.stdout.startswith("0 loaded"), found.stdout
+    locked = start_server(tmp_path / "locked", "--host", "0.0.0.0")
+    try:
+        (tmp_path / "wrong").write_text("wrong")
+        env = {"SEGSERVE_STATE_DIR": str(locked.state_dir), "SEGSERVE_API_KEY_FILE": str(tmp_path / "wrong")}
+        assert_one_sentence(segserve("models", env=env), "401")
+        assert segserve("models", env={"SEGSERVE_STATE_DIR": str(locked.state_dir)}).returncode == 0
+    finally:
+        locked.stop()
 
 
 def test_models_works_before_any_server_ever_ran(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
 from segserve.volumes.frame import header_affine
+from segserve.volumes.geometry import axis_map
 
 ANGLES = st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1)
 
@@ -54,6 +55,13 @@ def test_an_empty_sform_gives_way_to_the_qform() -> None:
     header.set_qform(rotated((1, 2, 3, 4)), 1)
     header.set_sform(np.zeros((4, 4)), 1)
     np.testing.assert_allclose(header_affine(header), header.get_qform(), atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [1e-200, 1e200, 1e308])
+def test_no_spacing_is_too_odd_to_give_an_orientation(spacing: float) -> None:
+    header = nib.Nifti2Header()
+    header.set_sform(np.diag([spacing, 2.0, -3.0, 1.0]), 1)
+    assert axis_map(header_affine(header), "LPI") == axis_map(np.diag([1.0, 2.0, -3.0, 1.0]), "LPI")
 
 
 def test_a_code_with_nothing_usable_is_refused() -> None:

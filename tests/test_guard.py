@@ -126,7 +126,7 @@ def test_off_loopback_wrong_credentials_are_refused(guarded: Served) -> None:
         error_of(requests.get(url, auth=(word, "x"), timeout=30), 401)
     error_of(requests.get(url, auth=("x", key), timeout=30), 401)
     error_of(requests.get(url, params={"key": key}, timeout=30), 401)
-    for odd in ["Basic", "Basic !!!", "Basic /w==", "Bearer", "Digest x", "Bearer \xff\xfe"]:
+    for odd in ["Basic", "Basic !!!", "Basic /w==", "Basic \xff\xfe", "Bearer", "Digest x", "Bearer \xff\xfe"]:
         error_of(requests.get(url, headers={"Authorization": odd.encode("latin-1")}, timeout=30), 401)
 
 

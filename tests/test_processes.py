@@ -259,6 +259,34 @@ def test_model_process_killed_while_idle_goes_unnoticed(busy: Served, scan: Scan
     assert_labels(busy.infer(scan.path, model_name="fine"), scan.labels)
 
 
+def test_a_file_that_changed_is_not_loaded_under_the_old_name(busy: Served, tmp_path: Path, scan: Scan) -> None:
+    swapped = threshold_network(tmp_path / "swapped.onnx", 100)
+    others = model_processes(busy)
+    busy.load("swapped", swapped)
+    (holder,) = (process for process in model_processes(busy) if process not in others)
+    threshold_network(swapped, 50)
+    assert_labels(busy.infer(scan.path, model_name="swapped"), scan.labels)
+    holder.kill()
+    sentence = error_of(busy.infer(scan.path, model_name="swapped"), 503)
+    assert "changed" in sentence
+    busy.load("swapped", swapped)
+    assert busy.infer(scan.path, model_name="swapped").status_code == 200
+    busy.delete("/api/models/swapped")
+
+
+def test_unload_does_not_wait_for_a_restart(busy: Served, scan: Scan, background: Background) -> None:
+    (victim,) = model_processes(busy)
+    victim.kill()
+    victim.wait(10)
+    running = background.infer(busy, scan.path)
+    wait_until(lambda: model_processes(busy), 10, "no fresh process was started")
+    began = time.monotonic()
+    assert busy.delete("/api/models/fine").status_code == 200
+    assert time.monotonic() - began < 2
+    assert not model_processes(busy)
+    assert "unloaded" in error_of(running.result(5), 503)
+
+
 @reads_maps
 def test_unload_ends_a_running_request(
     busy: Served, network: Path, endless: Path, scan: Scan, background: Background
@@ -288,6 +316,9 @@ def test_killed_server_leaves_nothing_and_the_next_start_works(
     with pytest.raises(requests.ConnectionError):
         running.result(15)
     wait_until(lambda: not alive(processes), 5, "a model process outlived its server")
+    assert spool_is_empty(busy)
+    assert not (busy.state_dir / "server.json").exists()
+    (busy.state_dir / "spool" / "left-behind.nii.gz").write_bytes(b"of a server that had no model to sweep after it")
     started.append(start_server(busy.state_dir))
     assert spool_is_empty(started[-1])
     started[-1].load("fine", network, inference_config=FINE)
@@ -301,8 +332,7 @@ def test_sigterm_ends_everything_within_ten_seconds(busy: Served, endless: Path,
     busy.stop()
     wait_until(lambda: not alive(processes), 3, "a model process outlived its server")
     assert time.monotonic() - began < 10
-    with suppress(requests.ConnectionError):
-        assert running.result(5).status_code == 503
+    assert error_of(running.result(5), 503)
     assert spool_is_empty(busy)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from segserve.settings import Settings, is_loopback
 
@@ -26,6 +27,12 @@ def test_flag_wins_over_environment_and_environment_over_file(
     monkeypatch.setenv("SEGSERVE_PORT", "9001, 9002")
     assert (Settings().max_waiting, Settings().port) == (4, [9001, 9002])
     assert Settings(max_waiting=5).max_waiting == 5
+
+
+def test_a_misspelt_key_in_the_file_is_refused(settings_toml: Path) -> None:
+    settings_toml.write_text('max_uplaod = "1kB"\n')
+    with pytest.raises(ValidationError, match="max_uplaod"):
+        Settings()
 
 
 def test_the_state_directory_has_two_variables_and_a_flag_that_wins(

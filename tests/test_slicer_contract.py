@@ -318,7 +318,7 @@ def test_content_and_not_the_name_says_what_an_upload_is(server: Served, image: 
         assert_labels(answer, voxels > 100)
 
 
-@pytest.mark.parametrize("name", ["Größe 模型", "site/my brain/v2", "100%?#&"])
+@pytest.mark.parametrize("name", ["Größe 模型", "site/my brain/v2", "100%?#&", "肝\u3000脏", "-brain", "--debug", "-h"])
 def test_any_name_can_be_loaded_used_and_unloaded(
     door: Served, above_100: Path, image: Path, voxels: Array, name: str
 ) -> None:

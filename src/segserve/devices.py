@@ -9,12 +9,10 @@ from pathlib import Path
 
 import psutil
 
-CGROUP_MEMORY = (  # (limit, usage) of cgroup v2, then v1: inside a container they are what counts
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
+# Folder, and names of limit, usage and reclaimable cache; version 2, then 1. In a container these are what counts.
+CGROUP_MEMORY = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
@@ -61,25 +59,17 @@ def usable_cores() -> int:
 def available_memory() -> int:
     """Bytes of memory that can still be taken: the machine's, or the container's where that is less."""
     available = int(psutil.virtual_memory().available)
-    for limit_file, usage_file in CGROUP_MEMORY:
+    for folder, limit_name, usage_name, cache_name in CGROUP_MEMORY:
         try:
-            limit, usage = limit_file.read_text().strip(), int(usage_file.read_text())
+            limit, usage = (folder / limit_name).read_text().strip(), int((folder / usage_name).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):
             continue
         if limit.isdigit():
-            # The kernel gives page cache back before it kills, so usage overstates; psutil's figure caps the answer.
-            available = min(available, max(int(limit) - usage + _reclaimable(), 0))
+            # The kernel gives page cache back before it kills, so usage overstates what is taken.
+            available = min(available, max(int(limit) - usage + int(stat.get(cache_name, 0)), 0))
         break
     return available
-
-
-def _reclaimable() -> int:
-    """Bytes of page cache charged to this cgroup that the kernel would give back."""
-    try:
-        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        return int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return 0
 
 
 def _text(name: str | bytes) -> str:

@@ -46,7 +46,7 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """The server's settings. Sizes accept units, as in `4GiB`."""
 
-    model_config = SettingsConfigDict(env_prefix="SEGSERVE_", extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix="SEGSERVE_", extra="forbid", populate_by_name=True)
 
     host: Annotated[list[str], NoDecode, BeforeValidator(_split)] = Field(
         list(DEFAULT_HOSTS), description="Address to listen on; may be repeated. Anything but loopback asks for a key."

@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 
 from segserve.errors import SegserveError
 
+# A dead server's models hold the lock for a moment while they sweep up after it.
+LOCK_SECONDS = 2.0
+
 
 class StateDirBusyError(SegserveError):
     """Another server owns the state directory."""
@@ -43,7 +46,7 @@ class StateDir:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self.models.mkdir(exist_ok=True)
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=LOCK_SECONDS)
             self.card_file.unlink(missing_ok=True)  # a killed server left its own
             self.clean_spool()
         except Timeout:
@@ -68,6 +71,15 @@ class StateDir:
         except (OSError, ValueError):
             return {}
         return card if isinstance(card, dict) else {}
+
+    def sweep(self) -> None:
+        """Remove what an owner that was killed left behind, unless there is a new owner already."""
+        try:
+            with self._lock.acquire(timeout=0):
+                self.card_file.unlink(missing_ok=True)
+                self.clean_spool()
+        except (Timeout, OSError):
+            return
 
     def clean_spool(self) -> None:
         """Remove what a killed server left behind."""

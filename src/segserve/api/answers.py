@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from segserve.errors import DiskFullError, SegserveError, is_disk_full
 
@@ -52,9 +53,21 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if speaks_slicer(path) and error.status_code == 404:
         message = f"There is no {path} here: /docs lists the routes."
     if speaks_slicer(path) and error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        message = f"{request.method} is not possible on {path}: use {allowed}."
-    return error_answer(path, error.status_code, message, error.headers)
+        message = f"{request.method} is not possible on {path}: use {' or '.join(_methods(request))}."
+    headers = (
+        {**(error.headers or {}), "Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
+    )
+    return error_answer(path, error.status_code, message, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the routes of a request's path accept; the router names those of the first one only."""
+    found: set[str] = set()
+    for method in ("GET", "POST", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found.add(method)
+    return sorted(found)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

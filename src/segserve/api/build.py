@@ -36,7 +36,7 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
     )
     app.state.settings = settings
     app.state.state_dir = state
-    app.state.supervisor = Supervisor(LocalPlacement(debug=settings.debug), settings)
+    app.state.supervisor = Supervisor(LocalPlacement(state.root, debug=settings.debug), settings)
     app.state.door = Door(app.state.supervisor)
     app.include_router(slicer.router)
     app.include_router(qupath.router)

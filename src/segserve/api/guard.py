@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import logging
 from collections.abc import Callable
@@ -88,7 +87,7 @@ def _sent_keys(headers: Headers) -> list[str]:
     if scheme.lower() == "basic":
         try:
             keys.append(base64.b64decode(credentials, validate=True).decode().partition(":")[0])
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:  # not base64, or not text
             log.debug("unreadable Basic credentials")
     return [key for key in keys if key]
 

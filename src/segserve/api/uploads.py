@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -36,7 +37,7 @@ async def small_body(request: Request, limit: int) -> bytearray:
         TooLargeError: it is over `limit` bytes.
     """
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in _chunks(request):
         body += chunk
         if len(body) > limit:
             raise TooLargeError(f"The request's body is over {human_bytes(limit)}, far more than such a request needs.")
@@ -81,25 +82,35 @@ async def receive_form(request: Request, folder: Path, *, file_parts: frozenset[
 async def _drain(request: Request, limit: int) -> None:
     """Read a body that is of no use, keeping nothing: a client that is still sending would not hear the answer."""
     size = 0
-    async for chunk in request.stream():
+    async for chunk in _chunks(request):
         size += len(chunk)
         _check_size(size, limit)
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes.
+
+    Raises:
+        BadInputError: the client went away before its end.
+    """
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise BadInputError("The upload was cut short.") from None
 
 
 async def _feed(request: Request, parser: MultipartParser, receiver: _Receiver, limit: int) -> None:
     size = 0
     pending = bytearray()
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            _check_size(size, limit)
-            pending += chunk
-            if len(pending) >= WRITE_SIZE:
-                # In a thread: a slow disk must not hold up other requests.
-                await asyncio.to_thread(parser.write, bytes(pending))
-                pending.clear()
-    except ClientDisconnect:
-        raise BadInputError("The upload was cut short.") from None
+    async for chunk in _chunks(request):
+        size += len(chunk)
+        _check_size(size, limit)
+        pending += chunk
+        if len(pending) >= WRITE_SIZE:
+            # In a thread: a slow disk must not hold up other requests.
+            await asyncio.to_thread(parser.write, bytes(pending))
+            pending.clear()
     await asyncio.to_thread(parser.write, bytes(pending))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from segserve.cli.options import read_settings
+from segserve.cli.output import fail
 from segserve.models.store import stored_models
 from segserve.settings import Settings
 from segserve.state import StateDir
@@ -39,12 +39,16 @@ def models(
 
 def _ask_server(state: StateDir, settings: Settings) -> dict[str, Any] | None:
     """The running server's models; None if none answers."""
+    # A proxy from the environment knows nothing of a server on this machine, and must not see its key.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for address in state.card().get("addresses", []):
         request = urllib.request.Request(f"{address}/api/info", headers=_credentials(state, settings))  # noqa: S310  # our own card
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:  # noqa: S310
+            with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
                 found: dict[str, Any] = json.load(answer)["models"]
                 return found
+        except urllib.error.HTTPError as error:
+            fail(f"the server at {address} answers {error.code}: name its key with SEGSERVE_API_KEY_FILE.")
         except (urllib.error.URLError, OSError, ValueError):
             continue
     return None
@@ -54,4 +58,7 @@ def _credentials(state: StateDir, settings: Settings) -> dict[str, str]:
     path = settings.api_key_file or state.key_file
     if not path.is_file():
         return {}
-    return {"Authorization": "Basic " + base64.b64encode(f"{path.read_text().strip()}:x".encode()).decode()}
+    try:
+        return {"X-API-Key": path.read_text().strip()}
+    except (OSError, UnicodeDecodeError):
+        fail(f"the key file {path} cannot be read.")

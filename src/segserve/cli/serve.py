@@ -14,7 +14,7 @@ from segserve.api.build import api_key, create_app
 from segserve.cli.banner import banner
 from segserve.cli.options import with_settings
 from segserve.cli.output import fail
-from segserve.cli.sockets import PortTakenError, listen, url
+from segserve.cli.sockets import PortTakenError, listen, local_url, url
 from segserve.errors import SegserveError
 from segserve.settings import DEFAULT_PORTS, Settings
 from segserve.state import StateDir
@@ -61,7 +61,7 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    state.publish(urls)
+    state.publish([local_url(bound) for bound in sockets])
     try:
         Server(config, app.state.supervisor).run(sockets)
     except KeyboardInterrupt:

@@ -78,3 +78,8 @@ def url(bound: socket.socket) -> str:
     """The address of a socket as a URL."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def local_url(bound: socket.socket) -> str:
+    """The URL under which this machine reaches a socket: one that listens everywhere is here too."""
+    return url(bound).replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from segserve.engines.base import EngineError, TensorSpec
 
 # Stated always: on machines with AMX, OpenVINO's own default is bfloat16.
 PRECISIONS = {"float32": "f32"}
+ABSOLUTE_PATH = re.compile(r"""(?<![\w.])(?:[A-Za-z]:)?[\\/][^\s'"]+""")
 DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
 
 
@@ -92,7 +94,13 @@ def _spec(port: Any) -> TensorSpec:  # noqa: ANN401  # an untyped library object
 def _metadata(model: ov.Model) -> dict[str, str]:
     if not model.has_rt_info(["framework"]):
         return {}
-    return {key: value.astype(str) for key, value in model.rt_info["framework"].items()}
+    texts: dict[str, str] = {}
+    for key, value in model.rt_info["framework"].items():
+        try:
+            texts[key] = value.astype(str)
+        except (RuntimeError, ValueError):
+            texts[key] = ""  # not text: whoever knows the key will find that it makes no sense
+    return texts
 
 
 def _reason(error: BaseException) -> str:
@@ -106,4 +114,4 @@ def _reason(error: BaseException) -> str:
         and ".hpp" not in line
         and not line.startswith(("Exception from", "While validating"))
     ]
-    return telling[-1].rstrip(".") if telling else type(error).__name__
+    return ABSOLUTE_PATH.sub("(a path)", telling[-1].rstrip(".")) if telling else type(error).__name__

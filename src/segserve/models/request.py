@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from segserve.errors import BadInputError
+from segserve.logs import CONTROL
 
 Axes = tuple[int, int, int]
 AXIS_PAIRS = ("LR", "PA", "IS")
@@ -88,7 +89,7 @@ def _labels(value: object) -> object:
 
 
 def _name(value: object) -> object:
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and CONTROL.search(value):
         raise ValueError(f"must have no line breaks or other control characters, unlike {_shown(value)}")
     return value
 
@@ -124,7 +125,7 @@ class LoadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: Name = Field(min_length=1, max_length=200)
+    name: Name = Field(min_length=1, max_length=255)
     backend_type: str
     model_path: str
     config_path: str | None = None

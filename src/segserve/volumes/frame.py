@@ -7,7 +7,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.quaternions import fillpositive, quat2mat
 
 from segserve.errors import BadInputError
-from segserve.volumes.geometry import Affine
+from segserve.volumes.geometry import Affine, directions
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 LONGEST_QUATERNION = 1.01  # writers round; beyond this it is no rotation
@@ -27,7 +27,7 @@ def header_affine(header: Nifti1Header) -> Affine:
     if not coded:
         return np.asarray(LPS_TO_RAS @ np.diag([*_spacing(header), 1.0]))
     for affine in coded:
-        if np.isfinite(affine).all() and np.linalg.matrix_rank(affine[:3, :3]) == 3:
+        if np.isfinite(affine).all() and np.linalg.matrix_rank(directions(affine)) == 4:
             return affine
     raise BadInputError("The image's orientation (sform or qform) makes no sense: an axis has no direction or spacing.")
 

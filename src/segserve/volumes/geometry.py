@@ -41,6 +41,14 @@ class AxisMap:
         return (length - stop, length - start) if self.flipped[axis] else (start, stop)
 
 
+def directions(affine: Affine) -> Affine:
+    """An affine's axes alone, each scaled to a largest entry of 1: no spacing, however odd, overflows then."""
+    scaled = np.eye(4)
+    largest = np.abs(affine[:3, :3]).max(axis=0)
+    scaled[:3, :3] = affine[:3, :3] / np.where(largest > 0, largest, 1.0)
+    return scaled
+
+
 def axis_map(affine: Affine, orientation: str) -> AxisMap:
     """The map that turns a file's array into `orientation`.
 
@@ -52,7 +60,7 @@ def axis_map(affine: Affine, orientation: str) -> AxisMap:
     """
     if orientation == NATIVE:
         return AxisMap((0, 1, 2), (False, False, False))
-    transform = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(orientation)))
+    transform = ornt_transform(io_orientation(directions(affine)), axcodes2ornt(tuple(orientation)))
     # Row i of the transform says where file axis i goes, in (x, y, z); arrays have both triples reversed.
     axes, flipped = [0, 0, 0], [False, False, False]
     for file_axis, (target, direction) in enumerate(transform):

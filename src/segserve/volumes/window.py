@@ -31,7 +31,7 @@ def choose_window(level: float | None, width: float | None) -> Window | None:
     """The window of a level and a width; None when neither is known.
 
     Raises:
-        BadInputError: only one of the two is known.
+        BadInputError: only one of the two is known, or they make no window in float32.
     """
     if level is None and width is None:
         return None
@@ -40,6 +40,10 @@ def choose_window(level: float | None, width: float | None) -> Window | None:
         raise BadInputError(
             f"Only {known} is known: send {missing} too, or neither to use the intensities as they are."
         )
+    with np.errstate(over="ignore"):
+        edges = np.array([level - width / 2, level + width / 2, width], np.float32)
+    if not np.isfinite(edges).all() or edges[2] <= 0:
+        raise BadInputError(f"window_level {level:g} and window_width {width:g} make no window: width must be above 0.")
     return Window(level, width)
 
 

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from segserve.errors import SegserveError, UnavailableError
 from segserve.models.request import LoadRequest
 from segserve.workers.placement import Call, Worker, WorkerDiedError
+from segserve.workers.starter import Started
 
 log = logging.getLogger(__name__)
 
-Restart = Callable[[LoadRequest], Awaitable[Worker]]
+Restart = Callable[[LoadRequest], Coroutine[Any, Any, Started]]
 
 
 class LoadedModel:
     """A model that is listed as loaded. Its process may die; the next request starts another."""
 
-    def __init__(
-        self, request: LoadRequest, card: dict[str, Any], worker: Worker, restart: Restart, *, max_waiting: int
-    ) -> None:
-        """Take over a worker that holds the model.
+    def __init__(self, request: LoadRequest, started: Started, restart: Restart, *, max_waiting: int) -> None:
+        """Take over a process that holds the model.
 
         Args:
             request: how it was loaded, and is loaded again.
-            card: what is in force in it.
-            worker: the process.
+            started: the process.
             restart: gives another such process.
             max_waiting: requests that may wait while one is served.
         """
         self.request = request
-        self.card = card
-        self._worker = worker
+        self.card = started.card
+        self._fingerprint = started.fingerprint
+        self._worker = started.worker
+        self._restarting: asyncio.Future[Started] | None = None
         self._restart = restart
         self._max_waiting = max_waiting
         self._turn = asyncio.Lock()
@@ -66,6 +66,9 @@ class LoadedModel:
     async def end(self) -> None:
         """End the process for good. Whoever runs or waits is told that the model was unloaded."""
         self._ended = True
+        if self._restarting:
+            self._restarting.cancel()
+            await asyncio.wait([self._restarting])
         await self._worker.stop()
 
     async def _ask(self, call: Call) -> dict[str, Any]:
@@ -97,18 +100,29 @@ class LoadedModel:
 
     async def _living_worker(self) -> Worker:
         self._refuse_if_ended()
-        if not self._worker.alive:
-            await self._worker.stop()
-            try:
-                worker = await self._restart(self.request)
-            except SegserveError as error:
-                raise UnavailableError(
-                    f"The model {self.request.name} could not be started again: {error.message}"
-                ) from None
-            self._worker = worker
-            if self._ended:  # unloaded meanwhile
-                await worker.stop()
+        if self._worker.alive:
+            return self._worker
+        await self._worker.stop()
+        # A task of its own, so that `end` can stop it: an unload does not wait for a model to load.
+        self._restarting = asyncio.ensure_future(self._restart(self.request))
+        try:
+            started = await self._restarting
+        except asyncio.CancelledError:
             self._refuse_if_ended()
+            raise
+        except SegserveError as error:
+            self._refuse_if_ended()
+            raise UnavailableError(
+                f"The model {self.request.name} could not be started again: {error.message}"
+            ) from None
+        finally:
+            self._restarting = None
+        self._worker = started.worker
+        if started.fingerprint != self._fingerprint:
+            await self._worker.stop()
+            raise UnavailableError(
+                f"The file of the model {self.request.name} has changed since it was loaded: load it again."
+            )
         return self._worker
 
     def _refuse_if_ended(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 from segserve import logs
 from segserve.errors import DiskFullError, SegserveError, TooLargeError, is_disk_full
+from segserve.state import StateDir
 from segserve.workers.verbs import Cancelled, Request, Verbs
 from segserve.workers.wire import decode, encode
 
@@ -37,7 +38,9 @@ class Work:
 class Loop:
     """Reads requests in a thread, serves them one after another in the main one."""
 
-    def __init__(self, requests: BinaryIO, replies: BinaryIO) -> None:
+    def __init__(self, requests: BinaryIO, replies: BinaryIO, state: StateDir) -> None:
+        self._state = state
+        self._gone = False
         self._requests = requests
         self._replies = replies
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
@@ -47,9 +50,13 @@ class Loop:
 
     def run(self) -> None:
         """Serve until the server closes its end."""
-        threading.Thread(target=self._read, name="requests", daemon=True).start()
-        while True:
-            self._serve(self._waiting.get())
+        reader = threading.Thread(target=self._read, name="requests", daemon=True)
+        reader.start()
+        try:
+            while True:
+                self._serve(self._waiting.get())
+        except BrokenPipeError:
+            reader.join()  # nobody listens any more: the reader finds that out too, tidies up and ends the process
 
     def _read(self) -> None:
         for line in iter(self._requests.readline, b""):
@@ -58,9 +65,11 @@ class Loop:
                 self._cancelled.add(message["cancel"])
             else:
                 self._waiting.put(message)
-        # The server is gone. Its spool is nobody's now, so what this worker was using goes too.
+        # The server is gone, and what it kept of its requests, patients' images among them, is nobody's now.
+        self._gone = True
         if self._work.scratch:
             shutil.rmtree(self._work.scratch, ignore_errors=True)
+        self._state.sweep()
         os._exit(0)
 
     def _serve(self, message: dict[str, Any]) -> None:
@@ -70,7 +79,7 @@ class Loop:
             inputs={name: Path(path) for name, path in message["inputs"].items()},
             outputs={name: Path(path) for name, path in message["outputs"].items()},
             scratch=Path(message["scratch"]) if message["scratch"] else None,
-            cancelled=lambda: number in self._cancelled,
+            cancelled=lambda: self._gone or number in self._cancelled,
         )
         logs.request_id.set(message["request_id"])
         self._work = Work(number, request.scratch)
@@ -116,10 +125,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("label", help="names the process to whoever lists them")
-    logs.configure(debug=parser.parse_args().debug)
+    parser.add_argument("--state-dir", type=Path, required=True, help="swept when the server dies")
+    arguments = parser.parse_args()
+    logs.configure(debug=arguments.debug)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    Loop(sys.stdin.buffer, replies).run()
+    Loop(sys.stdin.buffer, replies, StateDir(arguments.state_dir)).run()
 
 
 if __name__ == "__main__":

@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import Any
 
-from segserve.errors import BadInputError, MissingError, UnavailableError
+from segserve.errors import MissingError, UnavailableError
 from segserve.models.request import LoadRequest
 from segserve.settings import Settings
 from segserve.workers.loaded import LoadedModel
-from segserve.workers.placement import Call, Placement, Worker, WorkerDiedError
+from segserve.workers.placement import Placement
+from segserve.workers.starter import Started, Starter
 
 log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Starts, replaces and ends the processes that hold models."""
+    """Loads, replaces and ends models, each in a process of its own."""
 
     def __init__(self, placement: Placement, settings: Settings) -> None:
-        self._placement = placement
         self._settings = settings
+        self._starter = Starter(placement, settings)
         self._models: dict[str, LoadedModel] = {}
-        self._loading: dict[str, asyncio.Lock] = {}
-        self._starting: set[Worker] = set()
-        self._closed = False
+        self._locks: dict[str, asyncio.Lock] = {}
 
     @property
     def models(self) -> Mapping[str, LoadedModel]:
@@ -50,15 +48,16 @@ class Supervisor:
             BadInputError: the file cannot be loaded, and why.
             UnavailableError: another load of the same name takes too long.
         """
-        lock = self._loading.setdefault(request.name, asyncio.Lock())
-        deadline = asyncio.get_running_loop().time() + self._settings.load_timeout
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._settings.load_timeout
+        lock = self._locks.setdefault(request.name, asyncio.Lock())
         try:
             await asyncio.wait_for(lock.acquire(), self._settings.load_timeout)
         except TimeoutError:
             raise UnavailableError(f"The model {request.name} is being loaded by another request.") from None
         try:
-            worker, card = await self._start(request, deadline)
-            model = LoadedModel(request, card, worker, self._restart, max_waiting=self._settings.max_waiting)
+            started = await self._starter.start(request, deadline - clock())
+            model = LoadedModel(request, started, self._restart, max_waiting=self._settings.max_waiting)
             replaced = self._models.pop(request.name, None)
             self._models[request.name] = model
             if replaced:
@@ -81,50 +80,10 @@ class Supervisor:
         log.info("model %s is unloaded", name)
 
     async def close(self) -> None:
-        """End every process, those that are still starting included."""
-        self._closed = True
-        models, starting = list(self._models.values()), list(self._starting)
+        """End every process, those that are still loading included."""
+        models = list(self._models.values())
         self._models.clear()
-        await asyncio.gather(*(model.end() for model in models), *(worker.stop() for worker in starting))
+        await asyncio.gather(self._starter.close(), *(model.end() for model in models))
 
-    async def _restart(self, request: LoadRequest) -> Worker:
-        deadline = asyncio.get_running_loop().time() + self._settings.load_timeout
-        worker, _ = await self._start(request, deadline)
-        return worker
-
-    async def _start(self, request: LoadRequest, deadline: float) -> tuple[Worker, dict[str, Any]]:
-        """A process that holds the model, and what is in force in it."""
-        if self._closed:
-            raise UnavailableError("The server is shutting down.")
-        try:
-            worker = await self._placement.start(request.name)
-        except OSError as error:
-            raise UnavailableError(f"No process could be started for the model: {error.strerror}.") from None
-        self._starting.add(worker)
-        loaded = False
-        try:
-            card = await self._loaded(worker, request, deadline)
-            loaded = True
-        finally:
-            self._starting.discard(worker)
-            if not loaded:
-                await worker.stop()
-        return worker, card
-
-    async def _loaded(self, worker: Worker, request: LoadRequest, deadline: float) -> dict[str, Any]:
-        body = {"request": request.model_dump(exclude_none=True), "default_patch": self._settings.default_patch}
-        reply = asyncio.ensure_future(worker.call(Call("load", body)))
-        await asyncio.wait([reply], timeout=deadline - asyncio.get_running_loop().time())
-        if not reply.done():
-            await worker.stop()
-            await asyncio.gather(reply, return_exceptions=True)
-            raise BadInputError(
-                f"The model file {request.model_path} took longer than {self._settings.load_timeout:g} s to load "
-                f"(load_timeout): check the file, or try a smaller patch_size."
-            )
-        try:
-            return reply.result()
-        except WorkerDiedError as error:
-            if self._closed:
-                raise UnavailableError("The server is shutting down.") from None
-            raise BadInputError(f"The model file {request.model_path} could not be loaded: {error}.") from None
+    async def _restart(self, request: LoadRequest) -> Started:
+        return await self._starter.start(request, self._settings.load_timeout)

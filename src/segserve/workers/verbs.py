@@ -37,11 +37,12 @@ class Verbs:
         self._model: VolumeModel | None = None
 
     def load(self, request: Request) -> dict[str, Any]:
-        """Load a model and run it once; replies what is in force."""
+        """Load a model and run it once; replies what is in force, and which state of the file that is."""
         asked = LoadRequest.model_validate(request.body["request"])
+        state = Path(asked.model_path).stat()
         self._model = VolumeModel.load(asked, default_patch=request.body["default_patch"])
         log.info("loaded %s", asked.name)
-        return self._model.describe()
+        return {"card": self._model.describe(), "fingerprint": f"{state.st_size}-{state.st_mtime_ns}"}
 
     def segment(self, request: Request) -> dict[str, Any]:
         """Segment the file `image` into the file `labels`; replies how it went."""

@@ -48,9 +48,10 @@ class Door:
         Raises:
             MissingError: it is not loaded.
         """
-        await self._supervisor.unload(name)
+        # Before, not after: while the old process ends, a new model of that name may become current.
         if self._current == name:
             self._current = None
+        await self._supervisor.unload(name)
 
     async def unload_shown(self) -> None:
         """End the model that `shown` shows.

@@ -56,8 +56,6 @@ def _call(form: Form, door: Door, folder: Path, settings: Settings) -> tuple[Loa
             "memory_limit": settings.memory_limit,
         },
     }
-    if body["window_width"] is not None and body["window_width"] <= 0:
-        raise BadInputError(f"window_width must be above 0, not {form.fields['window_width']}.")
     return model, Call("segment", body, {IMAGE: image}, {"labels": folder / "labels.nii.gz"}, folder)
 
 

@@ -45,6 +45,8 @@ async def read_current(request: Request) -> LoadRequest:
     if not body.get("model_path"):
         raise BadInputError("Model path is required")
     path = body["model_path"]
+    if isinstance(path, str):
+        _check_file(path)  # first: a path that leads nowhere may not even give a name
     return _checked({**body, "name": Path(path).stem if isinstance(path, str) else "model"})
 
 
@@ -57,8 +59,7 @@ def _checked(body: dict[str, Any]) -> LoadRequest:
     """
     asked = parse_load_request(body)
     backend = asked.backend_type.lower()
-    if not os.path.isfile(asked.model_path):  # noqa: PTH113  # Path.is_file raises on names that are too long
-        raise BadInputError(f"Model file not found: {asked.model_path}")
+    _check_file(asked.model_path)
     if backend not in BACKENDS:
         raise BadInputError(f"Unknown backend type: {asked.backend_type}. Known: {', '.join(BACKENDS)}.")
     if backend == "mmengine":
@@ -66,6 +67,11 @@ def _checked(body: dict[str, Any]) -> LoadRequest:
             raise BadInputError(f"Config file required for MMEngine: {asked.config_path}")
         raise MissingExtraError("MMEngine models need the extra segserve[mmengine], which is not part of this version.")
     return asked
+
+
+def _check_file(path: str) -> None:
+    if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises on names that are too long
+        raise BadInputError(f"Model file not found: {path}")
 
 
 async def _json_object(request: Request) -> tuple[dict[str, Any], str]:

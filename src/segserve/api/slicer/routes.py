@@ -30,8 +30,9 @@ def health() -> dict[str, Any]:
     return {"status": "ok", "cuda_available": cuda_is_usable(), "cuda_device_count": _usable_gpus()}
 
 
+# Not in a thread: what it reads changes while models come and go.
 @router.get("/info")
-def info(request: Request) -> dict[str, Any]:
+async def info(request: Request) -> dict[str, Any]:
     """Say what is loaded: `models` by name, and `model`, the current one (else the only one, else null)."""
     door = _door(request)
     shown = door.shown

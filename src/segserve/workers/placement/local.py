@@ -16,6 +16,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections import deque
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from segserve.errors import SegserveError
@@ -31,13 +32,14 @@ CANCEL_SECONDS = 10.0
 class LocalPlacement:
     """Starts workers on this machine."""
 
-    def __init__(self, *, debug: bool = False) -> None:
+    def __init__(self, state_dir: Path, *, debug: bool = False) -> None:
+        self._state_dir = state_dir
         self._debug = debug
 
     async def start(self, label: str) -> LocalWorker:
         """Start a child process; see `Placement`."""
-        flags = ["--debug"] if self._debug else []
-        command = [sys.executable, "-m", "segserve.workers.process", *flags, label]
+        flags = ["--state-dir", str(self._state_dir), *(["--debug"] if self._debug else [])]
+        command = [sys.executable, "-m", "segserve.workers.process", *flags, "--", label]
         # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, **_detached()
