@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ class UNet(nn.Module):
 
 def write_unet(path: Path, *, classes: int, width: int, patch: int) -> Path:
     """Export a random U-Net with a fixed patch."""
+    # The exporter warns of torchvision, which this network has no use for.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     torch.manual_seed(0)
     network = UNet(classes, width).eval()
     shape = torch.zeros(1, 1, patch, patch, patch)

@@ -28,8 +28,10 @@ SETTINGS_FILE_VARIABLE = "SEGSERVE_SETTINGS"
 
 
 def _split(value: object) -> object:
-    """Lists in an environment variable are separated by commas."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """Lists in an environment variable are separated by commas; one value is a list of one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value if isinstance(value, list) else [value]
 
 
 def settings_file() -> Path:

@@ -60,6 +60,16 @@ class StateDir:
             self.card_file.unlink(missing_ok=True)
             self._lock.release()
 
+    def is_owned(self) -> bool:
+        """Whether a server owns the directory now."""
+        if not self.root.is_dir():
+            return False
+        try:
+            with self._lock.acquire(timeout=0):
+                return False
+        except (Timeout, OSError):
+            return True
+
     def publish(self, addresses: Sequence[str]) -> None:
         """Leave word of where this server answers, for commands and for a second server's message."""
         write_whole(self.card_file, json.dumps({"pid": os.getpid(), "addresses": list(addresses)}))

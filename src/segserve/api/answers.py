@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from starlette.routing import Match
 
 from segserve.errors import DiskFullError, SegserveError, is_disk_full
 
+log = logging.getLogger(__name__)
+
 QUPATH_PREFIX = "/api/v1"
 
 
@@ -23,6 +26,7 @@ def speaks_slicer(path: str) -> bool:
 
 def error_answer(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error in the dialect of the path it answers."""
+    log.info("refused, %d: %s", status, message)
     key = "error" if speaks_slicer(path) else "detail"
     return JSONResponse({key: message}, status, headers=dict(headers or {}))
 

@@ -12,13 +12,14 @@ from segserve.state import StateDir
 RULE = "=" * 60
 
 
-def banner(settings: Settings, state: StateDir, urls: Sequence[str], key: str | None) -> str:
+def banner(settings: Settings, state: StateDir, urls: Sequence[str], docs: str, key: str | None) -> str:
     """The start-up text.
 
     Args:
         settings: in force.
         state: the server's.
         urls: where it listens.
+        docs: the address of it that a browser on this machine can open.
         key: shown if one is asked for.
     """
     gpus = devices.cuda_devices() if cuda_is_usable() else []
@@ -34,7 +35,7 @@ def banner(settings: Settings, state: StateDir, urls: Sequence[str], key: str | 
         f"CUDA Devices: {len(gpus)}",
         f"Engines: {', '.join(f'{engine.name} {engine.version()}' for engine in installed_engines()) or 'none'}",
         f"State directory: {state.root}",
-        f"Docs: {urls[0]}/docs",
+        f"Docs: {docs}/docs",
     ]
     if settings.insecure:
         lines.append("WARNING: --insecure: whoever reaches these addresses may use and stop models, without a key.")

@@ -95,9 +95,9 @@ def _missing_of(extra: str) -> Iterator[str]:
 
 def _directories(state: StateDir) -> Iterator[str]:
     place = next(folder for folder in (state.root, *state.root.parents) if folder.exists())
-    card = state.card()
     yield f"state: {state.root} ({human_bytes(shutil.disk_usage(place).free)} free)"
     yield f"settings file: {settings_file()}" + ("" if settings_file().is_file() else " (not there; defaults apply)")
-    yield (
-        f"server: {', '.join(card['addresses'])}" if card.get("addresses") else "server: none has left its address here"
-    )
+    key = "" if state.key_file.is_file() else " (made when first needed)"
+    yield f"key for other machines: {state.key_file}{key}"
+    addresses = ", ".join(state.card().get("addresses", [])) or "one that another launcher started"
+    yield f"server: {addresses}" if state.is_owned() else "server: none runs on this state directory"

@@ -60,6 +60,8 @@ def _check_paths(model: Path, image: Path, output: Path) -> None:
             fail(f"the {name} {path} is not there.")
     if not output.name.endswith(SUFFIXES):
         fail(f"the output {output} must end in {' or '.join(SUFFIXES)}.")
+    if any(output.exists() and output.samefile(path) for path in (model, image)):
+        fail(f"the output {output} is one of the inputs: give it another name.")
     if not output.parent.is_dir():
         fail(f"the folder {output.parent} is not there.")
 

@@ -27,9 +27,9 @@ def models(
     state = StateDir(settings.state_dir)
     loaded = _ask_server(state, settings)
     if loaded is None:
-        typer.echo(f"No server runs on {state.root}. On disk, in {state.models}:")
-        for path in stored_models(state.models):
-            typer.echo(f"  {path.name}")
+        stored = ", ".join(path.name for path in stored_models(state.models)) or "none"
+        typer.echo(f"No server answers on the state directory {state.root} (another one? --state-dir).")
+        typer.echo(f"Models on disk: {stored}")
         return
     typer.echo(f"{len(loaded)} loaded" + (":" if loaded else "."))
     for name, model in loaded.items():

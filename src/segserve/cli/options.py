@@ -11,7 +11,7 @@ from pydantic import ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 
 from segserve.cli.output import fail
-from segserve.settings import Settings
+from segserve.settings import Settings, settings_file
 
 PLAIN = (bool, int, float)
 
@@ -38,11 +38,11 @@ def read_settings(flags: dict[str, Any]) -> Settings:
         return Settings(**flags)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        fail(f"the setting {'.'.join(map(str, first['loc']))} is wrong: {first['msg']} (got {first['input']!r}).")
+        fail(f"the setting {first['loc'][0]} is wrong: {first['msg']} (got {first['input']!r}).")
     except OSError as error:
-        fail(f"the settings file cannot be read: {error}.")
+        fail(f"the settings file {settings_file()} cannot be read: {error}.")
     except ValueError as error:  # TOML
-        fail(f"the settings file makes no sense: {error}.")
+        fail(f"the settings file {settings_file()} makes no sense: {error}.")
 
 
 def _annotation(name: str, field: FieldInfo) -> Any:  # noqa: ANN401  # a type

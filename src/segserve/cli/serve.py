@@ -50,7 +50,7 @@ def serve(settings: Settings) -> None:
     except SegserveError as error:
         fail(error.message)
     urls = [url(bound) for bound in sockets]
-    typer.echo(banner(settings, state, urls, key))
+    typer.echo(banner(settings, state, urls, local_url(sockets[0]), key))
     sys.stdout.flush()
     app = create_app(settings, state)
     config = uvicorn.Config(

@@ -85,9 +85,9 @@ class VolumeModel:
 
     def describe(self) -> dict[str, Any]:
         """What is in force, as the added fields of the wire's MODEL."""
-        plan = asdict(self.plan)
         return {
-            **plan,
+            **asdict(self.plan),
+            "activation": self.plan.activation if self.classes == 1 else None,
             "num_classes": self.classes,
             "engine": self.engine.name,
             "device": self.engine.device,

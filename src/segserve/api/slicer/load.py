@@ -71,7 +71,9 @@ def _checked(body: dict[str, Any]) -> LoadRequest:
 
 def _check_file(path: str) -> None:
     if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises on names that are too long
-        raise BadInputError(f"Model file not found: {path}")
+        hint = "" if os.path.isabs(path) else ". Send an absolute path on the server's machine."  # noqa: PTH117
+        hint = ". It is a folder; name the file in it." if os.path.isdir(path) else hint  # noqa: PTH112
+        raise BadInputError(f"Model file not found: {path}{hint}")
 
 
 async def _json_object(request: Request) -> tuple[dict[str, Any], str]:
