@@ -28,7 +28,7 @@ $(READY): pyproject.toml requirements.lock | $(UV)
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
 	@touch $(READY)
 
-demo: install  ## the main job, end to end, on a real brain (about 4 minutes)
+demo: install  ## the main job, end to end, on a real brain (two to three minutes)
 	$(BIN)/python -m demo
 
 serve: install  ## start the server on its default addresses

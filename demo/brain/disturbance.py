@@ -8,8 +8,8 @@ BIAS_STRENGTH = 0.4
 BIAS_WAVES = 3
 WAVELENGTH_VOXELS = (40.0, 90.0)
 GAIN = (0.85, 1.15)
-NOISE = 45.0
-"""Standard deviation in scanner units: about 5 % of the white-matter level."""
+NOISE = 30.0
+"""Standard deviation in scanner units: about 3.5 % of the white-matter level."""
 
 
 def bias_field(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -32,10 +32,12 @@ def show_brain(output: Path) -> None:
     """
     print("An ONNX network segments a real brain over HTTP")
     model, scan, answer = (output / name for name in ("brain.onnx", "brain-scan.nii.gz", "brain-labels.nii.gz"))
-    with _step("1. The brain: nilearn's MNI152 template, 2 mm, and a poor scan of it"):
+    with _step("1. The brain: nilearn's MNI152 template, 2 mm, and a scan of it as a poor scanner gives it"):
         brain = load_brain()
         _write_scan(brain, scan)
-    with _step(f"2. Train a small 3D U-Net for {TRAINING_SECONDS:.0f} s on the part in front of y = {SPLIT_MM:.0f} mm"):
+    with _step(
+        f"2. Train a small 3D U-Net on the part in front of y = {SPLIT_MM:.0f} mm, {TRAINING_SECONDS:.0f} s or more"
+    ):
         trained = train(brain, _say)
     with _step("3. Export it to ONNX"):
         export(trained.network, model)
@@ -112,11 +114,12 @@ def _print_table(network: Score, thresholds: Score) -> None:
     print(f"\n   {f'Dice behind y = {SPLIT_MM:.0f} mm':<28}{'grey matter':>12}{'white matter':>14}")
     for name, row in rows:
         print(f"   {name:<28}{row.grey:>12.3f}{row.white:>14.3f}")
+    print("   Dice: how much of the tissue was found and is right; 1 is perfect, 0 is nothing.")
     print("   * chosen knowing the right answer, on these very voxels: no threshold can do better\n")
 
 
 def _require(network: Score, thresholds: Score) -> None:
     if min(network.grey, network.white) < LEAST_DICE:
-        raise DemoError(f"the network's Dice is below {LEAST_DICE}.")
+        raise DemoError(f"a Dice of {min(network.grey, network.white):.4f} is below {LEAST_DICE}: too little training.")
     if network.grey <= thresholds.grey or network.white <= thresholds.white:
         raise DemoError("the network is no better than two thresholds.")

@@ -18,11 +18,11 @@ from demo.brain.network import SmallUNet
 WINDOW_LEVEL = 850.0
 WINDOW_WIDTH = 1700.0
 """Level and width of the intensity window in scanner units: 0..1700 becomes 0..1."""
-PATCH = 48
-BATCH = 2
+PATCH = 32
+BATCH = 5
 SEED = 20
-TRAINING_SECONDS = 65.0
-MINIMUM_STEPS = 200
+TRAINING_SECONDS = 60.0
+MINIMUM_STEPS = 240
 """A busy machine trains longer than `TRAINING_SECONDS` rather than too little."""
 PEAK_RATE = 2e-2
 WARM_UP = 0.1
