@@ -33,12 +33,6 @@ class BadInputError(SegserveError):
     status = 400
 
 
-class NotAllowedError(SegserveError):
-    """Not trusted, or not allowed."""
-
-    status = 403
-
-
 class MissingError(SegserveError):
     """The named thing is not here."""
 

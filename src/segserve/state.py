@@ -85,7 +85,8 @@ class StateDir:
     def sweep(self) -> None:
         """Remove what an owner that was killed left behind, unless there is a new owner already."""
         try:
-            with self._lock.acquire(timeout=0):
+            # Not at once: the dead owner's pipes may close a moment before its lock does.
+            with self._lock.acquire(timeout=LOCK_SECONDS / 2):
                 self.card_file.unlink(missing_ok=True)
                 self.clean_spool()
         except (Timeout, OSError):

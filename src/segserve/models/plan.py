@@ -9,7 +9,6 @@ from segserve.models.metadata import ModelMetadata
 from segserve.models.request import Axes, LoadRequest
 
 DEFAULT_ORIENTATION = "LPI"
-AXIS_NAMES = "ZYX"
 FreeShape = tuple[int | None, ...]
 
 

@@ -10,11 +10,9 @@ import argparse
 import logging
 import os
 import queue
-import shutil
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,14 +25,6 @@ from segserve.workers.wire import decode, encode
 log = logging.getLogger("segserve.worker")
 
 
-@dataclass
-class Work:
-    """What is being done now, as the reading thread may need to know."""
-
-    number: int = 0
-    scratch: Path | None = None
-
-
 class Loop:
     """Reads requests in a thread, serves them one after another in the main one."""
 
@@ -45,7 +35,6 @@ class Loop:
         self._replies = replies
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
-        self._work = Work()
         self._verbs = Verbs()
 
     def run(self) -> None:
@@ -67,10 +56,10 @@ class Loop:
                 self._waiting.put(message)
         # The server is gone, and what it kept of its requests, patients' images among them, is nobody's now.
         self._gone = True
-        if self._work.scratch:
-            shutil.rmtree(self._work.scratch, ignore_errors=True)
-        self._state.sweep()
-        os._exit(0)
+        try:
+            self._state.sweep()
+        finally:
+            os._exit(0)
 
     def _serve(self, message: dict[str, Any]) -> None:
         number = int(message["id"])
@@ -82,10 +71,8 @@ class Loop:
             cancelled=lambda: self._gone or number in self._cancelled,
         )
         logs.request_id.set(message["request_id"])
-        self._work = Work(number, request.scratch)
         self._say({"id": number, "began": True})
         answer = _answer(getattr(self._verbs, message["verb"]), request)
-        self._work = Work()
         self._cancelled.discard(number)
         self._say({"id": number, **answer})
 

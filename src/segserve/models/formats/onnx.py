@@ -13,11 +13,10 @@ from segserve.models.metadata import ModelMetadata, read_metadata
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A network on disk: its one input, its first output and what it says of itself."""
+    """A network on disk: its one input, and what it says of itself."""
 
     path: Path
     input: TensorSpec
-    output: TensorSpec
     metadata: ModelMetadata
 
     def load(self, input_shape: tuple[int, ...]) -> Engine:
@@ -39,4 +38,4 @@ def open_onnx(path: Path) -> OnnxFile:
         raise BadInputError("The network has no output.")
     if inputs[0].dtype != "float32":
         raise BadInputError(f"The network's input is {inputs[0]}; float32 (N, 1, Z, Y, X) is expected.")
-    return OnnxFile(path, inputs[0], outputs[0], read_metadata(texts))
+    return OnnxFile(path, inputs[0], read_metadata(texts))
