@@ -6,6 +6,7 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,10 +19,12 @@ CGROUP_MEMORY = (
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """One NVIDIA GPU as its driver reports it; `memory` in bytes."""
+    """One NVIDIA GPU as its driver reports it; `memory` and `used` in bytes."""
 
     name: str
     memory: int
+    used: int
+    capability: tuple[int, int]
 
 
 def cuda_devices() -> list[CudaDevice]:
@@ -34,14 +37,20 @@ def cuda_devices() -> list[CudaDevice]:
         return []
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            CudaDevice(_text(pynvml.nvmlDeviceGetName(h)), int(pynvml.nvmlDeviceGetMemoryInfo(h).total))
-            for h in handles
-        ]
+        return [_cuda_device(handle) for handle in handles]
     except pynvml.NVMLError:
         return []
     finally:
         pynvml.nvmlShutdown()
+
+
+def _cuda_device(handle: Any) -> CudaDevice:  # noqa: ANN401  # a handle of the driver's
+    import pynvml
+
+    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name = _text(pynvml.nvmlDeviceGetName(handle))
+    return CudaDevice(name, int(memory.total), int(memory.used), (int(major), int(minor)))
 
 
 def has_apple_gpu() -> bool:

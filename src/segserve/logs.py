@@ -23,7 +23,12 @@ class _OneLine(logging.Formatter):
     """Writes control characters as escapes, so that nothing a client sends can look like a line of ours."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the base class's name
-        return CONTROL.sub(lambda found: repr(found[0])[1:-1], super().formatMessage(record))
+        return one_line(super().formatMessage(record))
+
+
+def one_line(text: str) -> str:
+    """The text with control characters written as escapes."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def configure(*, debug: bool = False) -> None:

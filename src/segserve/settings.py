@@ -85,6 +85,15 @@ class Settings(BaseSettings):
     default_patch: int = Field(
         96, ge=1, description="Patch edge, in voxels, for networks that name none and accept any."
     )
+    weights_dir: Path | None = Field(
+        None, description="Folder of pretrained encoder weights, `<encoder>.safetensors` or `.pth`, looked at first."
+    )
+    data_memory: ByteSize = Field(
+        ByteSize(0),
+        ge=0,
+        description="Memory that a training may fill with decoded patches, in bytes; 0 is a third of what is free. "
+        "The rest goes to a file.",
+    )
     load_timeout: float = Field(100.0, gt=0, description="Seconds a model may take to load.")
 
     @classmethod

@@ -30,6 +30,9 @@ class StateDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.models = root / "models"
+        self.jobs = root / "jobs"
+        self.job_records = root / "jobs.sqlite"
+        self.cache = root / "cache"
         self.spool = root / "spool"
         self.key_file = root / "api-key"
         self.card_file = root / "server.json"
@@ -45,7 +48,8 @@ class StateDir:
             return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self.models.mkdir(exist_ok=True)
+            for folder in (self.models, self.jobs, self.cache):
+                folder.mkdir(exist_ok=True)
             self._lock.acquire(timeout=LOCK_SECONDS)
             self.card_file.unlink(missing_ok=True)  # a killed server left its own
             self.clean_spool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,10 +14,18 @@ from segserve.api import qupath, slicer
 from segserve.api.answers import install_error_answers
 from segserve.api.context import RequestContext
 from segserve.api.guard import Guard
+from segserve.api.qupath.gpu import training_devices
+from segserve.api.qupath.hall import Hall
 from segserve.api.slicer.door import Door
 from segserve.errors import SegserveError
+from segserve.jobs.book import Book
+from segserve.jobs.runner import Runner
+from segserve.jobs.store import SqlJobStore
+from segserve.models.classifiers import ClassifierStore
 from segserve.settings import Settings
 from segserve.state import StateDir
+from segserve.workers.inspector import Inspector
+from segserve.workers.placement import Placement
 from segserve.workers.placement.local import LocalPlacement
 from segserve.workers.supervisor import Supervisor
 
@@ -36,14 +45,33 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
     )
     app.state.settings = settings
     app.state.state_dir = state
-    app.state.supervisor = Supervisor(LocalPlacement(state.root, debug=settings.debug), settings)
+    placement = LocalPlacement(state.root, debug=settings.debug)
+    app.state.supervisor = Supervisor(placement, settings)
     app.state.door = Door(app.state.supervisor)
+    app.state.hall = _hall(settings, state, placement)
     app.include_router(slicer.router)
     app.include_router(qupath.router)
     install_error_answers(app)
     app.add_middleware(Guard, settings=settings, key=lambda: api_key(settings, state))
     app.add_middleware(RequestContext)
     return app
+
+
+def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
+    classifiers = ClassifierStore(state.models)
+    book = Book(lambda: SqlJobStore(state.job_records))
+    options = {
+        "weights_dir": str(settings.weights_dir.absolute()) if settings.weights_dir else None,
+        "data_memory": int(settings.data_memory),
+    }
+    runner = Runner(placement, book, classifiers, state, devices=training_devices(), options=options)
+    return Hall(settings, state, Inspector(placement, state.cache), book, runner, classifiers)
+
+
+async def close_core(app: FastAPI) -> None:
+    """End every process, trainings with a checkpoint. Doing so twice changes nothing."""
+    hall: Hall = app.state.hall
+    await asyncio.gather(app.state.supervisor.close(), hall.inspector.close(), hall.runner.close())
 
 
 def api_key(settings: Settings, state: StateDir) -> str:
@@ -71,8 +99,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         api_key(
             app.state.settings, state
         )  # better no server than one that finds at the first request that it has no key
+    await app.state.hall.runner.start()
     try:
         yield
     finally:
-        await app.state.supervisor.close()
+        await close_core(app)
         state.release()

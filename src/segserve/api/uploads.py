@@ -24,10 +24,11 @@ MAX_PARTS = 100
 
 @dataclass
 class Form:
-    """A received form: text fields, and the files by part name."""
+    """A received form: text fields, and by part name the files and what the client calls them."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
 
 async def small_body(request: Request, limit: int) -> bytearray:
@@ -177,6 +178,7 @@ class _Receiver:
             path = self._folder / f"upload-{self._parts}"
             self._file = path.open("wb")
             self.form.files[self._name] = path
+            self.form.names[self._name] = options.get(b"filename", b"").decode("utf-8", "replace")
         elif b"filename" not in options:
             self._text = bytearray()
 

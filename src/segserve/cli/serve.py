@@ -8,9 +8,10 @@ import sys
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 
 from segserve import logs
-from segserve.api.build import api_key, create_app
+from segserve.api.build import api_key, close_core, create_app
 from segserve.cli.banner import banner
 from segserve.cli.options import with_settings
 from segserve.cli.output import fail
@@ -18,7 +19,6 @@ from segserve.cli.sockets import PortTakenError, listen, local_url, url
 from segserve.errors import SegserveError
 from segserve.settings import DEFAULT_PORTS, Settings
 from segserve.state import StateDir
-from segserve.workers.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +26,15 @@ GRACE_SECONDS = 3
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but models end first, so that running requests are answered instead of waited for."""
+    """uvicorn, but processes end first, so that running requests are answered instead of waited for."""
 
-    def __init__(self, config: uvicorn.Config, supervisor: Supervisor) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
-        self._supervisor = supervisor
+        self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop serving."""
-        await self._supervisor.close()
+        await close_core(self._app)
         await super().shutdown(sockets)
 
 
@@ -63,7 +63,7 @@ def serve(settings: Settings) -> None:
     )
     state.publish([local_url(bound) for bound in sockets])
     try:
-        Server(config, app.state.supervisor).run(sockets)
+        Server(config, app).run(sockets)
     except KeyboardInterrupt:
         log.info("stopped by Ctrl-C")
 

@@ -71,6 +71,10 @@ class LoadedModel:
             await asyncio.wait([self._restarting])
         await self._worker.stop()
 
+    async def rest(self) -> None:
+        """End the process, not the model: what runs is told to come again, and a later request starts another."""
+        await self._worker.stop()
+
     async def _ask(self, call: Call) -> dict[str, Any]:
         try:
             return await self._once(call)

@@ -1,7 +1,7 @@
-"""The program of a worker process: it holds one model and does what its standard input asks.
+"""The program of a worker process: it does what its standard input asks.
 
-Started as `python -m segserve.workers.process LABEL`. Standard output belongs to the replies, so whatever else
-prints there, native libraries included, is sent to standard error.
+Started as `python -m segserve.workers.process --kind KIND -- LABEL`. Standard output belongs to the replies, so
+whatever else prints there, native libraries included, is sent to standard error.
 """
 
 from __future__ import annotations
@@ -19,23 +19,40 @@ from typing import Any, BinaryIO
 from segserve import logs
 from segserve.errors import DiskFullError, SegserveError, TooLargeError, is_disk_full
 from segserve.state import StateDir
-from segserve.workers.verbs import Cancelled, Request, Verbs
+from segserve.workers.verbs import Cancelled, Request
 from segserve.workers.wire import decode, encode
 
 log = logging.getLogger("segserve.worker")
 
 
+def _verbs(kind: str) -> object:
+    """The verbs of a kind of worker; only what it needs is imported."""
+    if kind == "training":
+        from segserve.workers.verbs.training import TrainingVerbs
+
+        return TrainingVerbs()
+    if kind == "inspector":
+        from segserve.workers.verbs.inspection import InspectionVerbs
+
+        return InspectionVerbs()
+    from segserve.workers.verbs.volume import VolumeVerbs
+
+    return VolumeVerbs()
+
+
 class Loop:
     """Reads requests in a thread, serves them one after another in the main one."""
 
-    def __init__(self, requests: BinaryIO, replies: BinaryIO, state: StateDir) -> None:
+    def __init__(self, requests: BinaryIO, replies: BinaryIO, state: StateDir, verbs: object) -> None:
         self._state = state
         self._gone = False
         self._requests = requests
         self._replies = replies
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
-        self._verbs = Verbs()
+        self._told: set[str] = set()
+        self._speaking = threading.Lock()
+        self._verbs = verbs
 
     def run(self) -> None:
         """Serve until the server closes its end."""
@@ -52,6 +69,8 @@ class Loop:
             message = decode(line)
             if "cancel" in message:
                 self._cancelled.add(message["cancel"])
+            elif "tell" in message:
+                self._told.add(message["tell"])
             else:
                 self._waiting.put(message)
         # The server is gone, and what it kept of its requests, patients' images among them, is nobody's now.
@@ -69,6 +88,8 @@ class Loop:
             outputs={name: Path(path) for name, path in message["outputs"].items()},
             scratch=Path(message["scratch"]) if message["scratch"] else None,
             cancelled=lambda: self._gone or number in self._cancelled,
+            told=self._told.__contains__,
+            emit=lambda event: self._say({"id": number, "event": event}),
         )
         logs.request_id.set(message["request_id"])
         self._say({"id": number, "began": True})
@@ -77,8 +98,9 @@ class Loop:
         self._say({"id": number, **answer})
 
     def _say(self, message: dict[str, Any]) -> None:
-        self._replies.write(encode(message))
-        self._replies.flush()
+        with self._speaking:
+            self._replies.write(encode(message))
+            self._replies.flush()
 
 
 def _answer(verb: Callable[[Request], dict[str, Any]], request: Request) -> dict[str, Any]:
@@ -99,10 +121,10 @@ def _failure(error: Exception) -> SegserveError:
         return DiskFullError()
     if isinstance(error, MemoryError):
         log.error("out of memory", exc_info=error)
-        return TooLargeError("The volume needs more memory than the server has free.")
+        return TooLargeError("This needs more memory than the server has free.")
     log.error("unexpected failure", exc_info=error)
     return SegserveError(
-        f"An unexpected failure in the model's process; the server's log tells more (request {logs.request_id.get()}).",
+        f"An unexpected failure in a process of the server; its log tells more (request {logs.request_id.get()}).",
         status=500,
     )
 
@@ -111,13 +133,14 @@ def main() -> None:
     """Run a worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--kind", choices=("volume", "inspector", "training"), required=True)
     parser.add_argument("label", help="names the process to whoever lists them")
     parser.add_argument("--state-dir", type=Path, required=True, help="swept when the server dies")
     arguments = parser.parse_args()
     logs.configure(debug=arguments.debug)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    Loop(sys.stdin.buffer, replies, StateDir(arguments.state_dir)).run()
+    Loop(sys.stdin.buffer, replies, StateDir(arguments.state_dir), _verbs(arguments.kind)).run()
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Starter:
         if self._closed:
             raise UnavailableError("The server is shutting down.")
         try:
-            worker = await self._placement.start(request.name)
+            worker = await self._placement.start(request.name, "volume")
         except OSError as error:
             raise UnavailableError(f"No process could be started for the model: {error.strerror}.") from None
         self._loading.add(worker)

@@ -79,6 +79,10 @@ class Supervisor:
         await model.end()
         log.info("model %s is unloaded", name)
 
+    async def rest(self) -> None:
+        """End every process, but keep the models listed: the next request to one starts its process again."""
+        await asyncio.gather(*(model.rest() for model in self._models.values()))
+
     async def close(self) -> None:
         """End every process, those that are still loading included."""
         models = list(self._models.values())

@@ -1,8 +1,8 @@
 """The messages between the server and a worker: one JSON object a line.
 
-To the worker: `{"id", "verb", "body", "request_id"}`, or `{"cancel": id}`.
-From the worker: `{"id", "began"}` when it turns to a request, then `{"id", "reply"}` or `{"id", "error"}` with an
-error's wire form.
+To the worker: `{"id", "verb", "body", "request_id"}`, `{"cancel": id}`, or `{"tell": word}`.
+From the worker: `{"id", "began"}` when it turns to a request, any number of `{"id", "event"}`, then `{"id", "reply"}`
+or `{"id", "error"}` with an error's wire form.
 """
 
 from __future__ import annotations

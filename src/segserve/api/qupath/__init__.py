@@ -1,5 +1,11 @@
-"""The dialect of QuPath's DL pixel classifier extension: `/api/v1/*`."""
+"""The dialect of the DL Pixel Classifier extension for QuPath: `/api/v1/*`."""
 
-from segserve.api.qupath.status import router
+from fastapi import APIRouter
+
+from segserve.api.qupath import models, pretrained, status, train
+
+router = APIRouter(prefix="/api/v1")
+for part in (status, models, train, pretrained):
+    router.include_router(part.router)
 
 __all__ = ["router"]

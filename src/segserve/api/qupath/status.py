@@ -1,21 +1,23 @@
-"""Is the server there, and what does it compute on."""
+"""Is the server there, what does it compute on, and give its memory back."""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from segserve import __version__, devices
-from segserve.engines.registry import cuda_is_usable
+from segserve import __version__
+from segserve.api.qupath.gpu import gpu_info, memory_info
+from segserve.api.qupath.hall import hall
 
 PROTOCOL_VERSION = "0.1.0"
 
-router = APIRouter(prefix="/api/v1", tags=["QuPath"])
+router = APIRouter(tags=["QuPath"])
 
 
 @router.get("/health")
-def health() -> dict[str, Any]:
+async def health() -> dict[str, Any]:
     """Say that the server is up."""
     return {
         "status": "healthy",
@@ -27,15 +29,26 @@ def health() -> dict[str, Any]:
 @router.get("/gpu")
 def gpu() -> dict[str, Any]:
     """Say what the server computes on; fields that do not apply are absent, never null."""
-    if not cuda_is_usable():
-        return {"available": False, "name": "CPU", "memory_mb": 0, "device_type": "cpu", "device_string": "cpu"}
-    first = devices.cuda_devices()[0]
-    total = first.memory // 2**20
-    return {
-        "available": True,
-        "name": first.name,
-        "memory_mb": total,
-        "device_type": "cuda",
-        "device_string": "cuda:0",
-        "total_mb": float(total),
+    return gpu_info()
+
+
+@router.post("/gpu/clear")
+async def clear_gpu(request: Request) -> dict[str, Any]:
+    """Cancel running trainings, keeping their checkpoints, pause waiting ones, and end every process of the server.
+
+    Models loaded by name stay listed and load again on demand.
+    """
+    place = hall(request)
+    before = await asyncio.to_thread(memory_info)
+    cancelled = await place.runner.clear()
+    await asyncio.gather(place.inspector.close(), request.app.state.supervisor.rest())
+    after = await asyncio.to_thread(memory_info)
+    answer: dict[str, Any] = {
+        "status": "cleared",
+        "cancelled_jobs": cancelled,
+        "memory_before": before,
+        "memory_after": after,
     }
+    if "allocated_mb" in before and "allocated_mb" in after:
+        answer["freed_mb"] = round(before["allocated_mb"] - after["allocated_mb"], 1)
+    return answer

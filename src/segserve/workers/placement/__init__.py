@@ -1,5 +1,5 @@
 """Where workers run: the seam, and the one place there is, this machine."""
 
-from segserve.workers.placement.base import Call, Placement, Worker, WorkerDiedError
+from segserve.workers.placement.base import Call, Kind, Listener, Placement, Worker, WorkerDiedError
 
-__all__ = ["Call", "Placement", "Worker", "WorkerDiedError"]
+__all__ = ["Call", "Kind", "Listener", "Placement", "Worker", "WorkerDiedError"]

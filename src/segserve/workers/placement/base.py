@@ -6,9 +6,13 @@ named in a call, and a placement on another machine would carry them over and ba
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+Kind = Literal["volume", "inspector", "training"]
+Listener = Callable[[dict[str, Any]], None]
 
 
 class WorkerDiedError(Exception):
@@ -16,11 +20,13 @@ class WorkerDiedError(Exception):
 
     Attributes:
         began: whether it had begun the call. One that it had not begun may be asked of another worker.
+        last_lines: the end of its log.
     """
 
-    def __init__(self, cause: str, *, began: bool) -> None:
+    def __init__(self, cause: str, *, began: bool, last_lines: tuple[str, ...] = ()) -> None:
         super().__init__(cause)
         self.began = began
+        self.last_lines = last_lines
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,28 @@ class Call:
 
 
 class Worker(Protocol):
-    """A process that may hold one model."""
+    """A process that computes for the server."""
 
     @property
     def alive(self) -> bool:
         """Whether it can still be called."""
         ...
 
-    async def call(self, call: Call) -> dict[str, Any]:
+    async def call(self, call: Call, listen: Listener | None = None) -> dict[str, Any]:
         """Ask, and wait for the reply. Cancelling this stops the worker's work within one patch.
+
+        Args:
+            call: what is asked.
+            listen: hears the events that the verb emits before its reply.
 
         Raises:
             SegserveError: the verb failed in an expected way.
             WorkerDiedError: the worker ended first.
         """
+        ...
+
+    def tell(self, word: str) -> None:
+        """Say something to the worker while it works, such as `pause`; the verb may heed it or not."""
         ...
 
     async def stop(self) -> None:
@@ -67,6 +81,6 @@ class Worker(Protocol):
 class Placement(Protocol):
     """Starts workers."""
 
-    async def start(self, label: str) -> Worker:
-        """Start a worker; `label` names it to whoever lists processes."""
+    async def start(self, label: str, kind: Kind) -> Worker:
+        """Start a worker of a kind; `label` names it to whoever lists processes."""
         ...

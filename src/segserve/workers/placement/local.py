@@ -21,12 +21,13 @@ from typing import Any
 
 from segserve.errors import SegserveError
 from segserve.logs import request_id
-from segserve.workers.placement.base import Call, WorkerDiedError
+from segserve.workers.placement.base import Call, Kind, Listener, WorkerDiedError
 from segserve.workers.wire import MAX_LINE, decode, encode
 
 log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 10.0
+LOG_SECONDS = 1.0
 
 
 class LocalPlacement:
@@ -36,9 +37,9 @@ class LocalPlacement:
         self._state_dir = state_dir
         self._debug = debug
 
-    async def start(self, label: str) -> LocalWorker:
+    async def start(self, label: str, kind: Kind) -> LocalWorker:
         """Start a child process; see `Placement`."""
-        flags = ["--state-dir", str(self._state_dir), *(["--debug"] if self._debug else [])]
+        flags = ["--kind", kind, "--state-dir", str(self._state_dir), *(["--debug"] if self._debug else [])]
         command = [sys.executable, "-m", "segserve.workers.process", *flags, "--", label]
         # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
         process = await asyncio.create_subprocess_exec(
@@ -61,6 +62,7 @@ class LocalWorker:
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._begun: set[int] = set()
+        self._listeners: dict[int, Listener] = {}
         self._last_lines: deque[str] = deque(maxlen=20)
         self._dead = False
         self._tasks = [asyncio.create_task(self._read_replies()), asyncio.create_task(self._read_log())]
@@ -70,13 +72,15 @@ class LocalWorker:
         """See `Worker`."""
         return not self._dead and self._process.returncode is None
 
-    async def call(self, call: Call) -> dict[str, Any]:
+    async def call(self, call: Call, listen: Listener | None = None) -> dict[str, Any]:
         """See `Worker`."""
         number = next(self._ids)
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         if not self.alive:
-            raise WorkerDiedError(self._cause(), began=False)
+            raise self._death(began=False)
         self._pending[number] = reply
+        if listen:
+            self._listeners[number] = listen
         self._send(
             {
                 "id": number,
@@ -96,6 +100,11 @@ class LocalWorker:
         finally:
             self._pending.pop(number, None)
             self._begun.discard(number)
+            self._listeners.pop(number, None)
+
+    def tell(self, word: str) -> None:
+        """See `Worker`."""
+        self._send({"tell": word})
 
     async def stop(self) -> None:
         """See `Worker`. A worker holds nothing worth saving, so it is killed."""
@@ -133,9 +142,10 @@ class LocalWorker:
         finally:
             self._dead = True
             await self._process.wait()
+            await asyncio.wait(self._tasks[1:], timeout=LOG_SECONDS)  # its last words may tell the cause
             for number, reply in self._pending.items():
                 if not reply.done():
-                    reply.set_exception(WorkerDiedError(self._cause(), began=number in self._begun))
+                    reply.set_exception(self._death(began=number in self._begun))
 
     def _settle(self, message: dict[str, Any]) -> None:
         number = message["id"]
@@ -144,6 +154,9 @@ class LocalWorker:
             return
         if "began" in message:
             self._begun.add(number)
+        elif "event" in message:
+            if number in self._listeners:
+                self._listeners[number](message["event"])
         elif "error" in message:
             reply.set_exception(SegserveError.from_wire(message["error"]))
         else:
@@ -162,6 +175,9 @@ class LocalWorker:
             text = line.decode(errors="replace").rstrip()
             self._last_lines.append(text)
             sys.stderr.write(f"{text}\n")
+
+    def _death(self, *, began: bool) -> WorkerDiedError:
+        return WorkerDiedError(self._cause(), began=began, last_lines=tuple(self._last_lines))
 
     def _cause(self) -> str:
         code = self._process.returncode

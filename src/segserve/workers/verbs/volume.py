@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from segserve.models.request import LoadRequest
 from segserve.volumes.model import Job, VolumeModel
 from segserve.volumes.source import Limits
+from segserve.workers.verbs.base import Cancelled, Request
 
 log = logging.getLogger("segserve.worker")
 
 
-class Cancelled(Exception):  # noqa: N818  # not a failure: whoever asked has gone
-    """Nobody waits for the answer any more."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One call as the worker sees it; see `placement.Call`."""
-
-    body: dict[str, Any]
-    inputs: dict[str, Path]
-    outputs: dict[str, Path]
-    scratch: Path | None
-    cancelled: Callable[[], bool]
-
-
-class Verbs:
+class VolumeVerbs:
     """The verbs, and the model they share."""
 
     def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""Durable trainings: their records, their folders, their queue."""

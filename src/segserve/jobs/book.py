@@ -1,0 +1,151 @@
+"""All jobs in memory: every change is written down in order and told to whoever watches.
+
+Questions are answered from memory, so that a slow disk or a locked database never shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from segserve.errors import DiskFullError, UnavailableError, is_disk_full
+from segserve.jobs.errors import missing
+from segserve.jobs.record import Job
+from segserve.jobs.store import JobStore
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Book:
+    """The jobs by id, oldest first."""
+
+    def __init__(self, open_store: Callable[[], JobStore]) -> None:
+        """Keep jobs in the store that `open_store` gives once `open` is called."""
+        self.jobs: dict[str, Job] = {}
+        self._open_store = open_store
+        self._store: JobStore | None = None
+        self._thread = ThreadPoolExecutor(1, "jobs")
+        self._unwritten: set[str] = set()
+        self._something = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+        self._versions: dict[str, int] = {}
+        self._watchers: dict[str, asyncio.Event] = {}
+
+    async def open(self) -> None:
+        """Read what is kept."""
+        self._store = await self.in_thread(self._open_store)
+        self.jobs = {job.id: job for job in await self.in_thread(self._store.load)}
+        self._writer = asyncio.create_task(self._write_down())
+
+    async def close(self) -> None:
+        """Write down what is not yet, and let go of the store."""
+        if self._writer is None or self._store is None:
+            return
+        self._writer.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._writer
+        for identity in self._unwritten:
+            with suppress(SQLAlchemyError, OSError):
+                await self.in_thread(self._store.save, self.jobs[identity].model_copy(deep=True))
+        await self.in_thread(self._store.close)
+        self._thread.shutdown()
+
+    async def in_thread(self, work: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+        """Run blocking work in the one thread that touches store and folders: in the order of the calls."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*arguments, **options))
+
+    def in_background(self, work: Callable[..., object], *arguments: Any) -> None:
+        """The same, waited for by nobody; a failure is logged."""
+        future = self._thread.submit(work, *arguments)
+        future.add_done_callback(_log_failure)
+
+    def get(self, identity: str) -> Job:
+        """A job.
+
+        Raises:
+            MissingError: there is none of that id.
+        """
+        try:
+            return self.jobs[identity]
+        except KeyError:
+            raise missing(identity) from None
+
+    async def add(self, job: Job) -> None:
+        """Take a new job; it is on disk when this returns.
+
+        Raises:
+            UnavailableError, DiskFullError: it cannot be written down now, and is not taken.
+        """
+        assert self._store
+        try:
+            await self.in_thread(self._store.save, job.model_copy(deep=True))
+        except (SQLAlchemyError, OSError) as error:
+            log.exception("a job cannot be written down")
+            if is_disk_full(error) or "disk is full" in str(error):
+                raise DiskFullError from None
+            raise UnavailableError("The server cannot write the training down at the moment: try again.") from None
+        self.jobs[job.id] = job
+        self._tell(job.id)
+
+    def changed(self, job: Job) -> None:
+        """Note that a job is no longer as it was: watchers hear of it now, the store soon."""
+        self._tell(job.id)
+        self._unwritten.add(job.id)
+        self._something.set()
+
+    def glimpsed(self, job: Job) -> None:
+        """Note a change that is not worth writing down."""
+        self._tell(job.id)
+
+    async def watch(self, identity: str) -> AsyncIterator[Job]:
+        """A job as it is, and again after each change.
+
+        Raises:
+            MissingError: there is none of that id.
+        """
+        seen = -1
+        while True:
+            job, version = self.get(identity), self._versions.get(identity, 0)
+            if version != seen:
+                seen = version
+                yield job
+            else:
+                await self._watchers.setdefault(identity, asyncio.Event()).wait()
+
+    def _tell(self, identity: str) -> None:
+        self._versions[identity] = self._versions.get(identity, 0) + 1
+        watched = self._watchers.pop(identity, None)
+        if watched:
+            watched.set()
+
+    async def _write_down(self) -> None:
+        assert self._store
+        while True:
+            await self._something.wait()
+            self._something.clear()
+            while self._unwritten:
+                identity = self._unwritten.pop()
+                try:
+                    await self.in_thread(self._store.save, self.jobs[identity].model_copy(deep=True))
+                except (SQLAlchemyError, OSError):
+                    log.exception("job %s cannot be written down; trying again", identity)
+                    self._unwritten.add(identity)
+                    await asyncio.sleep(RETRY_SECONDS)
+                except asyncio.CancelledError:
+                    self._unwritten.add(identity)
+                    raise
+
+
+def _log_failure(future: Any) -> None:  # noqa: ANN401  # a future of anything
+    if not future.cancelled() and future.exception():
+        log.error("a job's folder cannot be written", exc_info=future.exception())

@@ -1,0 +1,103 @@
+"""One life of a training process: what it is told, what it tells, how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from segserve.errors import SegserveError
+from segserve.jobs.book import Book
+from segserve.jobs.folder import JobFolder
+from segserve.jobs.record import Job
+from segserve.workers.placement import Call, Placement, Worker, WorkerDiedError
+
+log = logging.getLogger(__name__)
+
+PAUSE = "pause"
+
+
+@dataclass(frozen=True)
+class End:
+    """How it ended: `how`, and what the process replied or why it did not."""
+
+    how: Literal["finished", "paused", "failed", "died"]
+    reply: dict[str, Any]
+    reason: str = ""
+
+
+class Run:
+    """A job while a process trains it."""
+
+    def __init__(self, job: Job, folder: JobFolder, device: str, book: Book) -> None:
+        self.job = job
+        self.folder = folder
+        self.device = device
+        self._book = book
+        self._worker: Worker | None = None
+        self._stopped = False
+        self._history: list[dict[str, Any]] = []
+
+    async def to_end(self, placement: Placement, body: dict[str, Any]) -> End:
+        """Start the process and wait for its end, writing down what it tells."""
+        await self._book.in_thread(self.folder.prepare)
+        self._history = (await self._book.in_thread(self.folder.history))[: self.job.epoch]
+        call = Call(
+            "train",
+            body,
+            outputs={"model": self.folder.model, "checkpoint": self.folder.checkpoint},
+            scratch=self.folder.scratch,
+        )
+        try:
+            self._worker = await placement.start(f"training {self.job.id}", "training")
+            if self._stopped:
+                await self._worker.stop()
+            if self.job.pause_asked:
+                self._worker.tell(PAUSE)
+            reply = await self._worker.call(call, self._hear)
+        except SegserveError as error:
+            return End("failed", {}, error.message)
+        except WorkerDiedError as error:
+            return End("died", {"last_lines": list(error.last_lines)}, str(error))
+        except OSError as error:
+            return End("died", {}, f"no process could be started: {error.strerror}")
+        finally:
+            if self._worker:
+                await asyncio.shield(self._worker.stop())
+        return End("paused" if reply["outcome"] == "paused" else "finished", reply)
+
+    def pause(self) -> None:
+        """Ask for a checkpoint and an end, after the batch at hand."""
+        if self._worker:
+            self._worker.tell(PAUSE)
+
+    async def stop(self) -> None:
+        """End the process now."""
+        self._stopped = True
+        if self._worker:
+            await self._worker.stop()
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        """Take in one event of the process."""
+        job, kind = self.job, event["kind"]
+        if kind == "log":
+            self._book.in_background(self.folder.append, [event["line"]])
+            return
+        if kind == "batch":
+            job.batch, job.batches, job.batch_loss = event["batch"], event["batches"], event["loss"]
+            self._book.glimpsed(job)
+            return
+        if kind == "epoch":
+            job.latest, job.batch = event["epoch"], 0
+            self._history.append(event["epoch"])
+            self._book.in_background(self.folder.write_history, list(self._history))
+        elif kind == "stage":
+            job.stage = event["stage"]
+        elif kind == "started":
+            job.device, job.device_info = event["device"], event["info"]
+            for warning in event["warnings"]:
+                job.warn(warning)
+        elif kind == "checkpoint":
+            job.has_checkpoint, job.deaths, job.same_batches = True, 0, True
+        self._book.changed(job)

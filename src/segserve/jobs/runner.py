@@ -1,0 +1,280 @@
+"""The queue of trainings: one at a time on a device, in order, through pauses, deaths and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from segserve.errors import UnavailableError
+from segserve.jobs.book import Book
+from segserve.jobs.errors import wrong_state
+from segserve.jobs.folder import JobFolder
+from segserve.jobs.record import ENDED, Job
+from segserve.jobs.run import End, Run
+from segserve.models.classifiers import ClassifierStore
+from segserve.state import StateDir
+from segserve.training.spec import TrainingSpec
+from segserve.workers.placement import Placement
+
+log = logging.getLogger(__name__)
+
+MOST_DEATHS = 2
+CHECKPOINT_SECONDS = 10.0  # to write a checkpoint when everything is cleared
+CLOSE_SECONDS = 3.0  # and when the server stops
+KEEP_SECONDS = 7 * 24 * 3600.0
+LAST_LINES = 5
+
+
+class Runner:
+    """Runs trainings and alone changes their records and folders."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        book: Book,
+        classifiers: ClassifierStore,
+        state: StateDir,
+        *,
+        devices: Sequence[str],
+        options: dict[str, Any],
+    ) -> None:
+        """Run trainings.
+
+        Args:
+            placement: where their processes run.
+            book: their records.
+            classifiers: gets the finished models.
+            state: has their folders.
+            devices: `cuda:N`, `mps` or `cpu`; each trains one job at a time.
+            options: settings that every training process needs, as JSON.
+        """
+        self._placement = placement
+        self._book = book
+        self._classifiers = classifiers
+        self._state = state
+        self._free = list(devices)
+        self._options = options
+        self._runs: dict[str, Run] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._cleared: set[str] = set()
+        self._closing = False
+
+    async def start(self) -> None:
+        """Read the records; what ran or waited when the last server ended is queued again."""
+        await self._book.open()
+        for job in self._book.jobs.values():
+            if job.state == "training":
+                job.state = "paused" if job.pause_asked and job.has_checkpoint else "queued"
+                job.pause_asked = False
+                self._book.changed(job)
+            if job.state in ENDED and job.has_checkpoint and time.time() - (job.ended or 0) > KEEP_SECONDS:
+                self._forget_checkpoint(job)
+        self._serve_queue()
+
+    async def close(self) -> None:
+        """Give running trainings a moment to write a checkpoint, then end them; the next server resumes them."""
+        if self._closing:
+            return
+        self._closing = True
+        await self._end_runs(CLOSE_SECONDS)
+        await self._book.close()
+
+    async def submit(self, spec: TrainingSpec, warnings: Sequence[str]) -> Job:
+        """Take a training; it is on disk when this returns.
+
+        Raises:
+            UnavailableError, DiskFullError: it cannot be written down now.
+        """
+        if self._closing:
+            raise UnavailableError("The server is shutting down.")
+        job = Job(id=self._new_id(), spec=spec, warnings=list(warnings))
+        await self._book.add(job)
+        self._serve_queue()
+        return job
+
+    async def cancel(self, identity: str) -> Job:
+        """End a job for good and free its room; one that has ended already stays as it is."""
+        job = self._book.get(identity)
+        if job.state not in ENDED:
+            job.end("cancelled")
+            run = self._runs.get(identity)
+            if run:
+                await run.stop()
+            self._forget_checkpoint(job)
+        return job
+
+    def pause(self, identity: str) -> Job:
+        """Stop a job so that it can go on later.
+
+        Raises:
+            BadInputError: it has ended.
+        """
+        job = self._book.get(identity)
+        if job.state in ENDED:
+            raise wrong_state("pause", job.state, "only one that is queued or training can be paused")
+        if job.state == "queued":
+            job.state = "paused"
+        elif job.state == "training":
+            job.pause_asked = True
+            self._runs[identity].pause()
+        self._book.changed(job)
+        return job
+
+    def check_resumable(self, identity: str) -> Job:
+        """A job that can be resumed.
+
+        Raises:
+            BadInputError: this one cannot.
+        """
+        job = self._book.get(identity)
+        if not job.resumable:
+            raise wrong_state(
+                "resume", job.state, "only a paused one can go on, or one that ended with its checkpoint kept"
+            )
+        return job
+
+    def resume(self, identity: str, spec: TrainingSpec) -> Job:
+        """Queue a job again, perhaps changed; it goes on where its checkpoint is.
+
+        Raises:
+            BadInputError: its state does not allow it.
+        """
+        job = self.check_resumable(identity)
+        before, after = job.spec, spec
+        unchanged = (before.data_path, before.training.batch_size) == (after.data_path, after.training.batch_size)
+        job.same_batches = job.same_batches and unchanged
+        job.spec, job.state, job.error, job.ended, job.deaths = spec, "queued", "", None, 0
+        job.enqueued = time.time()
+        self._book.changed(job)
+        self._serve_queue()
+        return job
+
+    async def clear(self) -> list[str]:
+        """Cancel what runs, keeping its checkpoint, and pause what waits.
+
+        Returns:
+            The ids of those that ran.
+        """
+        for job in self._book.jobs.values():
+            if job.state == "queued":
+                job.state = "paused"
+                self._book.changed(job)
+        running = list(self._runs)
+        self._cleared |= set(running)
+        await self._end_runs(CHECKPOINT_SECONDS)
+        return running
+
+    def folder(self, identity: str) -> JobFolder:
+        """The folder of a job."""
+        return JobFolder(self._state.jobs, identity)
+
+    async def _end_runs(self, seconds: float) -> None:
+        """Ask every run for a checkpoint, then end those that have not ended by themselves."""
+        runs, tasks = list(self._runs.values()), list(self._tasks.values())
+        for run in runs:
+            run.pause()
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+        await asyncio.gather(*(run.stop() for run in runs))
+        await asyncio.gather(*tasks)
+
+    def _serve_queue(self) -> None:
+        """Start what waits, as long as there are free devices."""
+        waiting = sorted((job for job in self._book.jobs.values() if job.state == "queued"), key=lambda j: j.enqueued)
+        for job in waiting:
+            if not self._free or self._closing:
+                return
+            job.state, job.stage = "training", "weights"
+            run = Run(job, self.folder(job.id), self._free.pop(0), self._book)
+            self._runs[job.id] = run
+            self._tasks[job.id] = asyncio.create_task(self._train(run))
+            self._book.changed(job)
+
+    async def _train(self, run: Run) -> None:
+        job = run.job
+        try:
+            end = await run.to_end(
+                self._placement,
+                {
+                    "spec": job.spec.model_dump(mode="json"),
+                    "device": run.device,
+                    "resume": job.has_checkpoint,
+                    "same_batches": job.same_batches,
+                    **self._options,
+                },
+            )
+            await self._conclude(run, end)
+        except Exception:
+            log.exception("job %s", job.id)
+            if job.state not in ENDED:
+                job.error = "An unexpected failure; the server's log tells more."
+                job.end("failed")
+        finally:
+            self._runs.pop(job.id, None)
+            self._tasks.pop(job.id, None)
+            self._cleared.discard(job.id)
+            self._free.append(run.device)
+            self._book.in_background(run.folder.clear_work)
+            self._book.changed(job)
+            self._serve_queue()
+
+    async def _conclude(self, run: Run, end: End) -> None:
+        job = run.job
+        if job.state == "cancelled":
+            return
+        if end.how == "finished":
+            await self._publish(run, end.reply)
+        elif end.how == "failed":
+            job.error = end.reason
+            job.end("failed")
+            self._book.in_background(run.folder.append, [f"failed: {end.reason}"])
+        elif job.id in self._cleared:
+            job.end("cancelled")
+        elif end.how == "paused":
+            # One that was paused by the server's end goes on with the next server.
+            job.state = "paused" if job.pause_asked else "training"
+            job.pause_asked = False
+        elif not self._closing:
+            self._count_death(run, end)
+
+    def _count_death(self, run: Run, end: End) -> None:
+        job = run.job
+        job.deaths += 1
+        lines = end.reply.get("last_lines", [])[-LAST_LINES:]
+        self._book.in_background(run.folder.append, [*lines, f"the training's process ended: {end.reason}"])
+        if job.deaths < MOST_DEATHS:
+            job.state, job.pause_asked = ("paused", False) if job.pause_asked else ("queued", False)
+            return
+        job.error = f"The training stopped twice without getting further: {end.reason}." + "".join(
+            f"\n{line}" for line in lines
+        )
+        job.end("failed")
+
+    async def _publish(self, run: Run, reply: dict[str, Any]) -> None:
+        job = run.job
+        kind = job.spec.architecture.type
+        model = await self._book.in_thread(self._classifiers.publish, run.folder.model, kind, reply["metadata"])
+        if job.state == "cancelled":  # meanwhile
+            await self._book.in_thread(self._classifiers.delete, model.id)
+            return
+        job.model_id = model.id
+        job.final_loss, job.final_accuracy = reply["final_loss"], reply["final_accuracy"]
+        for warning in reply["warnings"]:
+            job.warn(warning)
+        job.end("completed")
+        self._forget_checkpoint(job)
+        log.info("job %s is completed: model %s", job.id, model.id)
+
+    def _forget_checkpoint(self, job: Job) -> None:
+        job.has_checkpoint = False
+        self._book.in_background(self.folder(job.id).remove_checkpoint)
+        self._book.changed(job)
+
+    def _new_id(self) -> str:
+        while (identity := secrets.token_hex(4)) in self._book.jobs:
+            pass
+        return identity

@@ -1,0 +1,83 @@
+"""Where job records are kept: one table, opened by the server process alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import ValidationError
+from sqlalchemy import Column, Float, MetaData, String, Table, Text, create_engine, delete, event, insert, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from segserve.jobs.record import Job
+
+log = logging.getLogger(__name__)
+
+BUSY_MILLISECONDS = 5000
+METADATA = MetaData()
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("record", Text, nullable=False),
+)
+
+
+class JobStore(Protocol):
+    """Keeps job records. Calls block; the runner makes them in a thread."""
+
+    def load(self) -> list[Job]:
+        """Every record, oldest first."""
+        ...
+
+    def save(self, job: Job) -> None:
+        """Keep a record, in place of the one of the same id; it is on disk when this returns."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the store."""
+        ...
+
+
+class SqlJobStore:
+    """Records in an SQLite file."""
+
+    def __init__(self, path: Path) -> None:
+        self._engine = create_engine(f"sqlite:///{path}")
+        event.listen(self._engine, "connect", _prepare)
+        METADATA.create_all(self._engine)
+
+    def load(self) -> list[Job]:
+        """See `JobStore`. A record that a newer server wrote, and that makes no sense here, is left alone."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(JOBS.c.id, JOBS.c.record).order_by(JOBS.c.created)).all()
+        jobs = []
+        for identity, record in rows:
+            try:
+                jobs.append(Job.model_validate_json(record))
+            except ValidationError:
+                log.warning("the record of job %s cannot be read", identity)
+        return jobs
+
+    def save(self, job: Job) -> None:
+        """See `JobStore`."""
+        row = {"id": job.id, "state": job.state, "created": job.created, "record": job.model_dump_json()}
+        with self._engine.begin() as connection:
+            connection.execute(delete(JOBS).where(JOBS.c.id == job.id))
+            connection.execute(insert(JOBS).values(row))
+
+    def close(self) -> None:
+        """See `JobStore`."""
+        self._engine.dispose()
+
+
+def _prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    """Readers and the writer do not wait for each other, and a record that was saved survives a power cut."""
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MILLISECONDS}"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

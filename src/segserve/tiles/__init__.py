@@ -1,0 +1,1 @@
+"""Two-dimensional tiles and patches: files to arrays, normalisation, padding."""

@@ -1,0 +1,1 @@
+"""One training, from a folder of strokes to a finished model folder."""

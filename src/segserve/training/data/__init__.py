@@ -1,0 +1,1 @@
+"""The training data: finding, checking, decoding, keeping, and dealing it out in batches."""

@@ -1,0 +1,70 @@
+"""How good a network is on the validation patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # torch's own custom
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from segserve.training.spec import UNLABELLED
+
+DIGITS = 4
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Figures over all labelled validation pixels; the maps hold the classes that have one.
+
+    `mean_iou` is the mean of TP / (TP + FP + FN) over those classes; class losses are unweighted cross entropies.
+    """
+
+    loss: float
+    accuracy: float
+    mean_iou: float
+    per_class_iou: dict[str, float]
+    per_class_loss: dict[str, float]
+
+
+class Evaluation:
+    """Collects batches of one validation pass."""
+
+    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+        self._classes = classes
+        count = len(classes)
+        self._confusion = MulticlassConfusionMatrix(count, ignore_index=UNLABELLED).to(device)
+        # Sums of thousands of pixels a batch; MPS has no float64.
+        self._precision = torch.float32 if device.type == "mps" else torch.float64
+        self._class_loss = torch.zeros(count, dtype=self._precision, device=device)
+        self._loss = 0.0
+        self._patches = 0
+
+    def add(self, logits: Tensor, target: Tensor, loss: Tensor) -> None:
+        """Take a batch: logits (N, K, H, W), target (N, H, W) int64 with 255 unlabelled, and the batch's loss."""
+        labelled = target != UNLABELLED
+        if not bool(labelled.any()):
+            return
+        patches = int(labelled.flatten(1).any(1).sum())
+        self._loss += float(loss) * patches
+        self._patches += patches
+        self._confusion.update(logits.argmax(1), target)
+        pixel_loss = F.cross_entropy(logits.float(), target, ignore_index=UNLABELLED, reduction="none")
+        self._class_loss.index_add_(0, target[labelled], pixel_loss[labelled].to(self._precision))
+
+    def scores(self) -> Scores:
+        """The figures of everything added."""
+        confusion = self._confusion.compute().double().cpu()
+        truth, found, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
+        present = [index for index in range(len(self._classes)) if truth[index] > 0]
+        iou = (right / (truth + found - right).clamp(min=1)).tolist()
+        losses = (self._class_loss.double().cpu() / truth.clamp(min=1)).tolist()
+        return Scores(
+            loss=self._loss / max(self._patches, 1),
+            accuracy=float(right.sum() / truth.sum().clamp(min=1)),
+            mean_iou=round(sum(iou[index] for index in present) / max(len(present), 1), DIGITS),
+            per_class_iou={self._classes[index]: round(iou[index], DIGITS) for index in present},
+            per_class_loss={self._classes[index]: round(losses[index], DIGITS) for index in present},
+        )

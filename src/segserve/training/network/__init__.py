@@ -1,0 +1,1 @@
+"""Networks: building them, their layers, freezing, and pretrained weights."""

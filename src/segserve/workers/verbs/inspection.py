@@ -1,0 +1,46 @@
+"""What the inspector can be asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from segserve.training.data.check import quick_check
+from segserve.training.data.request import DataRequest
+from segserve.training.network import inspect
+from segserve.workers.verbs.base import Request
+
+SCAN_SECONDS = 45.0
+
+
+class InspectionVerbs:
+    """The verbs of the inspector."""
+
+    def layers(self, request: Request) -> dict[str, Any]:
+        """The layer groups of a network."""
+        return {"layers": inspect.layers(request.body)}
+
+    def encoder(self, request: Request) -> dict[str, Any]:
+        """One encoder's catalogue entry."""
+        return inspect.encoder(request.body)
+
+    def all_encoders(self, request: Request) -> dict[str, Any]:
+        """Every encoder's catalogue entry."""
+        return {"encoders": inspect.all_encoders(request.body)}
+
+    def combinations(self, request: Request) -> dict[str, Any]:
+        """Whether an architecture works with an encoder."""
+        return inspect.combinations(request.body)
+
+    def network(self, request: Request) -> dict[str, Any]:
+        """Everything that can be known of a network before it is trained."""
+        return inspect.check_network(request.body)
+
+    def data(self, request: Request) -> dict[str, Any]:
+        """Everything that can be known of training data in reasonable time."""
+        return quick_check(DataRequest(**request.body), SCAN_SECONDS).to_wire()
+
+    def tile_network(self, request: Request) -> dict[str, Any]:
+        """What an uploaded ONNX file holds."""
+        from segserve.models.formats.tile_onnx import describe
+
+        return describe(request.inputs["file"])

@@ -1,0 +1,116 @@
+"""What a training process does: one training, told as it goes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from segserve import logs
+from segserve.training import checkpoint
+from segserve.training.events import (
+    BatchDone,
+    CheckpointReady,
+    EpochDone,
+    Event,
+    Finished,
+    Paused,
+    Stage,
+    Started,
+)
+from segserve.training.spec import TrainingSpec
+from segserve.training.train import Order, train
+from segserve.workers.verbs.base import Request
+
+BATCH_EVENT_SECONDS = 0.5
+NICE = 5
+
+
+class TrainingVerbs:
+    """The verbs of a training process."""
+
+    def train(self, request: Request) -> dict[str, Any]:
+        """Train to the end, or to a pause; replies the outcome, and the metadata of the model that was made."""
+        _yield_to_others()
+        handler = _JobLog(request.emit)
+        logging.getLogger("segserve").addHandler(handler)
+        try:
+            return self._train(request)
+        finally:
+            logging.getLogger("segserve").removeHandler(handler)
+
+    def _train(self, request: Request) -> dict[str, Any]:
+        assert request.scratch
+        body, kept = request.body, request.outputs["checkpoint"]
+        weights_dir = body["weights_dir"]
+        order = Order(
+            spec=TrainingSpec.model_validate(body["spec"]),
+            model_folder=request.outputs["model"],
+            scratch=request.scratch,
+            device=body["device"],
+            weights_dir=Path(weights_dir) if weights_dir else None,
+            data_memory=body["data_memory"],
+            checkpoint=checkpoint.load(kept) if body["resume"] else None,
+            same_batches=body["same_batches"],
+            pause_asked=lambda: request.told("pause"),
+        )
+        teller = _Teller(request.emit, kept)
+        reply: dict[str, Any] = {}
+        for event in train(order):
+            if isinstance(event, Finished):
+                reply = {"outcome": "finished", **asdict(event)}
+            elif isinstance(event, Paused):
+                reply = {"outcome": "paused"}
+            else:
+                teller.tell(event)
+        return reply
+
+
+class _Teller:
+    """Puts events on the wire, and checkpoints on the disk before it tells of them."""
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None], kept: Path) -> None:
+        self._emit = emit
+        self._kept = kept
+        self._last_batch = 0.0
+
+    def tell(self, event: Event) -> None:
+        if isinstance(event, Stage):
+            self._emit({"kind": "stage", "stage": event.name})
+        elif isinstance(event, Started):
+            self._emit({"kind": "started", **asdict(event)})
+        elif isinstance(event, EpochDone):
+            self._emit({"kind": "epoch", "epoch": event.wire()})
+        elif isinstance(event, CheckpointReady):
+            checkpoint.save(self._kept, event.state)
+            self._emit({"kind": "checkpoint"})
+        elif isinstance(event, BatchDone) and time.monotonic() - self._last_batch >= BATCH_EVENT_SECONDS:
+            self._last_batch = time.monotonic()
+            self._emit({"kind": "batch", **asdict(event)})
+
+
+class _JobLog(logging.Handler):
+    """Sends what this process logs to the job's own log."""
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(logging.INFO)
+        self._emit_event = emit
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = logs.one_line(self.format(record))
+        self._emit_event({"kind": "log", "line": line})
+
+
+def _yield_to_others() -> None:
+    """Let the server and the viewers' models go first where all compete for the same cores."""
+    process = psutil.Process()
+    try:
+        process.nice(getattr(psutil, "BELOW_NORMAL_PRIORITY_CLASS", NICE))
+    except psutil.Error:
+        return
