@@ -72,8 +72,10 @@ def write_image(path: Path, image: NDArray[Any]) -> None:
         path.write_bytes(head + image.astype("<f4").tobytes())
     elif path.suffix in {".tiff", ".tif"}:
         photometric = "rgb" if image.shape[2] in {3, 4} else "minisblack"
-        planar = "contig" if image.shape[2] > 1 else None
-        imwrite(path, image, photometric=photometric, planarconfig=planar, metadata=None)
+        if image.shape[2] == 1:
+            imwrite(path, image[..., 0], photometric=photometric, metadata=None)
+        else:
+            imwrite(path, image, photometric=photometric, planarconfig="contig", metadata=None)
     elif path.suffix == ".png":
         path.write_bytes(imagecodecs.png_encode(image))
     else:
@@ -201,14 +203,14 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "empty mask file": (_bytes(FIRST_MASK, b""), [FIRST_MASK, "empty"]),
     "mask that is a TIFF": (_bytes(FIRST_MASK, b"II*\0" + bytes(40)), [FIRST_MASK, "TIFF", "PNG"]),
-    "too many channels": (_image(_zeros(64, 64, 5)), [FIRST, "5 channels", "3 (num_channels)"]),
+    "too many channels": (_image(_zeros(64, 64, 5)), [FIRST, "5 channels", "says 3 (num_channels)"]),
     "too few channels": (_image(_zeros(64, 64, 1)), [FIRST, "1 channel ", "3 (num_channels)"]),
     "image cut short": (_cut, [FIRST, "cut short"]),
     "image empty": (_bytes(FIRST, b""), [FIRST, "empty"]),
     "image of no kind": (_bytes(FIRST, b"BM" + bytes(60)), [FIRST, "neither a TIFF"]),
     "one class": (_all_masks(lambda mask: np.where(mask == 1, UNLABELLED, mask)), ["Only Background", "Tumor"]),
     "no labels": (_all_masks(lambda mask: np.full_like(mask, UNLABELLED)), ["no class", "two classes"]),
-    "broken config": (_config('{"classes": ["A" "B"]}'), ["config.json", "line 1", "column 17"]),
+    "broken config": (_config('{"classes": ["A" "B"]}'), ["config.json", "line 1", "column 18"]),
     "config of other classes": (
         _config({"classes": ["A", "B", "C"]}),
         ["2 classes", "config.json 3"],

@@ -11,7 +11,6 @@ from segserve.errors import BadInputError
 from segserve.models import catalog
 
 ENCODERS = [
-    "",
     "resnet18 11.7 resnet imagenet",
     "resnet34 21.8 resnet imagenet",
     "resnet50 25.6 resnet imagenet",
@@ -28,8 +27,7 @@ ENCODERS = [
     "densenet169 14.1 densenet imagenet",
     "mobilenet_v2 3.5 mobilenet imagenet",
     "vgg16_bn 138.4 vgg imagenet",
-    "",
-][1:-1]
+]
 
 
 def test_encoders_are_the_contracts_in_its_order() -> None:

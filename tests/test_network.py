@@ -122,7 +122,7 @@ def test_what_cannot_work_is_refused_with_the_reason(architecture: str, encoder:
 
 
 def test_refusals_agree_with_networks_of_real_numbers() -> None:
-    for architecture, encoder in product(["unetplusplus", "linknet", "pan"], ["mobilenet_v2", "mit_b0", "vgg11"]):
+    for architecture, encoder in product(["linknet", "pan"], ["mobilenet_v2", "mit_b0"]):
         try:
             network = build_network(architecture, encoder, 4, 3).eval()
             with torch.no_grad(), quiet():
@@ -260,6 +260,8 @@ def test_one_encoder_outside_the_catalogue_can_be_asked_for() -> None:
     assert other["params_millions"] == round(sum(p.numel() for p in network.parameters()) / 1e6, 3)
     with pytest.raises(BadInputError, match="nope"):
         inspect.encoder({"name": "nope"})
+    with pytest.raises(BadInputError, match="halved sizes"):
+        inspect.encoder({"name": "vit_tiny_patch16_224"})
 
 
 def test_kept_sizes_are_what_is_measured() -> None:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -125,7 +125,6 @@ def test_one_flat_channel_does_not_touch_the_others() -> None:
 def test_any_tile_comes_out_between_0_and_1(
     tile: NDArray[np.float32], strategy: Strategy, per_channel: bool
 ) -> None:  # fmt: skip
-    assume(strategy != "z_score" or np.abs(tile).max() < 1e30)
     before = tile.copy()
     result = normalize(tile, Normalization(strategy, per_channel=per_channel))
     assert result.shape == tile.shape

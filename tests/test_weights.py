@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,19 @@ from segserve.training.network.weights import WeightsSource, fetch, locate
 State = dict[str, torch.Tensor]
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Let the client take this machine for the hub."""
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @pytest.fixture(autouse=True)
 def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """An empty cache, and a hub whose port nobody listens on."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}",
-    )
+    use_hub(monkeypatch, 9)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
 
@@ -153,7 +156,9 @@ def test_torchvisions_oldest_densenet_names_load(tmp_path: Path) -> None:
         (lambda state: state.clear(), "are missing"),
     ],
 )
-def test_a_file_that_is_not_of_the_encoder_changes_nothing(tmp_path: Path, spoil: Any, words: str) -> None:
+def test_a_file_that_is_not_of_the_encoder_changes_nothing(
+    tmp_path: Path, spoil: Callable[[State], object], words: str
+) -> None:
     state = encoder_state("resnet18")
     spoil(state)
     path = tmp_path / "resnet18.safetensors"
@@ -218,12 +223,7 @@ def test_without_weights_the_refusal_is_quick_and_helps(tmp_path: Path, encoder:
 
 
 def test_a_hub_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, silent_port: int) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent_port}")
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        f"http://127.0.0.1:{silent_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-    )
+    use_hub(monkeypatch, silent_port)
     begun = time.monotonic()
     with pytest.raises(BadInputError, match=r"did not answer in time|could not be reached"):
         locate("resnet50_lunit-bt", None, ask_hub=True)
@@ -265,7 +265,8 @@ def test_a_failed_download_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_encoder_that_nobody_pretrained_is_refused_but_for_a_file(tmp_path: Path) -> None:
-    bare = next(n for n in timm.list_models("resnet*") if not timm.models.get_pretrained_cfg(n).hf_hub_id)
+    configs = {name: timm.models.get_pretrained_cfg(name) for name in timm.list_models("resnet*")}
+    bare = next(name for name, config in configs.items() if config and not config.hf_hub_id)
     with pytest.raises(BadInputError, match="Nobody has published"):
         locate(f"tu-{bare}", tmp_path, ask_hub=True)
     (tmp_path / f"{bare}.pth").write_bytes(b"")
@@ -289,7 +290,7 @@ def test_a_network_is_checked_before_its_training(tmp_path: Path) -> None:
     assert answer["licence"] == "CC-BY-4.0"
     assert answer["weights"]["path"] == str(tmp_path / "resnet50_kather100k.safetensors")
     assert inspect.check_network({**body, "use_pretrained": False})["weights"] is None
-    for change, words in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"architecture": "segnet"}, "segnet"),
         ({"encoder": "resnet9000"}, "resnet9000"),
         ({"architecture": "pan", "encoder": "vgg16_bn"}, "dilation"),
@@ -297,6 +298,7 @@ def test_a_network_is_checked_before_its_training(tmp_path: Path) -> None:
         ({"frozen_layers": ["encoder", "decoder", "segmentation_head"]}, "nothing is left"),
         ({"weights_dir": None}, "--weights-dir"),
         ({"encoder": "resnet34"}, "resnet34.safetensors"),
-    ]:
+    ]
+    for change, words in changes:
         with pytest.raises(BadInputError, match=words):
             inspect.check_network({**body, **change})

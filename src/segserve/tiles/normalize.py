@@ -121,7 +121,7 @@ def _apply(image: NDArray[Any], lines: list[_Line]) -> NDArray[np.float32]:
     dtype = np.float64 if any(line.is_extreme for line in lines) else np.float32
     low = np.array([0.0 if line.is_flat else line.low for line in lines], dtype)
     scale = np.array([0.0 if line.is_flat else 1 / (line.high - line.low) for line in lines], dtype)
-    rows = image.reshape(height, -1).astype(dtype)
+    rows: NDArray[Any] = image.reshape(height, -1).astype(dtype)
     with np.errstate(over="ignore"):  # far outside a training set's range: infinite is what it is
         rows -= np.tile(low, per_value)
         rows *= np.tile(scale, per_value)

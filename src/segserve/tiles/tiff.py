@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from segserve.tiles.header import MAX_VALUES_PER_PIXEL, Header, check_size, dama
 from segserve.tiles.jpeg import jpeg_header
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_PAGES = 2**14
+MAX_PAGES = 2**12
 COMPRESSIONS = frozenset(
     {
         COMPRESSION.NONE,
@@ -89,21 +89,35 @@ def read_tiff(path: Path, name: str, max_pixels: int) -> NDArray[Any]:
 
 
 def _stack(file: TiffFile, name: str) -> Stack:
-    pages = [page for page in islice(iter(file.pages), MAX_PAGES + 1) if isinstance(page, TiffPage)]
-    if len(pages) > MAX_PAGES:
-        raise unsupported(name, f"has more than {MAX_PAGES} pages")
-    pages = [page for page in pages if not page.is_reduced] or pages
+    pages: list[TiffPage] = []
+    for page in _pages(file, name):
+        first = pages[0] if pages else page
+        _check_kind(page, name)
+        if (page.shape, page.dtype, page.photometric) != (first.shape, first.dtype, first.photometric):
+            raise BadInputError(f"{name} holds images of different sizes or kinds: save one image in a file.")
+        pages.append(page)
     first = pages[0]
-    _check_kind(first, name)
-    if any((page.shape, page.dtype, page.photometric) != (first.shape, first.dtype, first.photometric)
-           for page in pages):  # fmt: skip
-        raise BadInputError(f"{name} holds {len(pages)} images of different sizes or kinds: save one image in a file.")
     shape, axes = (len(pages), *first.shape), "I" + first.axes
     declared = _declared(first, math.prod(shape))
     return Stack(pages, *(declared or (shape, axes)))
 
 
+def _pages(file: TiffFile, name: str) -> Iterator[TiffPage]:
+    """The pages one by one, smaller copies of the first left out; what follows a bad one is never looked at."""
+    seen: set[int] = set()
+    for page in file.pages:
+        if not isinstance(page, TiffPage) or page.offset in seen:
+            raise damaged(name, "it is a TIFF whose pages run in a circle")
+        if len(seen) == MAX_PAGES:
+            raise unsupported(name, f"has more than {MAX_PAGES} pages")
+        if not (seen and page.is_reduced):
+            yield page
+        seen.add(page.offset)
+
+
 def _check_kind(page: TiffPage, name: str) -> None:
+    if not all(isinstance(size, int) for size in (*page.shape, page.tilelength, page.tilewidth)):
+        raise damaged(name, "its TIFF header declares no size")  # tags of many values arrive as tuples
     if page.compression not in COMPRESSIONS or page.jpegheader is not None:
         raise unsupported(name, f"is a TIFF with compression {_label(page.compression)}")
     of_jpeg = page.compression == COMPRESSION.JPEG and page.photometric == PHOTOMETRIC.YCBCR
@@ -129,13 +143,13 @@ def _declared(page: TiffPage, count: int) -> tuple[tuple[int, ...], str] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     axes = found.get("axes")
-    shape_left = tuple(size for size in shape if size != 1)
+    sizes = shape if len(shape) == 3 else tuple(size for size in shape if size != 1)
     if math.prod(shape) != count or min(shape) < 1:
         return None
     if isinstance(axes, str) and len(axes) == len(shape) and axes.count("Y") == axes.count("X") == 1:
         return shape, axes
-    if "S" not in page.axes and len(shape_left) == 3:
-        return shape_left, "CYX" if shape_left[0] < shape_left[2] else "YXC"
+    if "S" not in page.axes and len(sizes) == 3:
+        return sizes, "CYX" if sizes[0] < sizes[2] else "YXC"
     return None
 
 

@@ -125,14 +125,15 @@ class Loop:
             group["lr"] = self.progress.rate
         self._optimizer.zero_grad()
         loss = training_loss(hyper.loss_function, self._model(images), masks, self._weights)
-        self._refuse_divergence(float(loss))
+        value = float(loss.detach())
+        self._refuse_divergence(value)
         self._fabric.backward(loss)
         if hyper.gradient_clip:
             self._fabric.clip_gradients(
                 self._model, self._optimizer, max_norm=hyper.gradient_clip, error_if_nonfinite=False
             )
         self._optimizer.step()
-        self.progress.loss_sum += float(loss) * len(images)
+        self.progress.loss_sum += value * len(images)
         self.progress.loss_count += len(images)
 
     def _validate(self) -> Scores | None:
@@ -156,6 +157,8 @@ class Loop:
     def _finish_epoch(self, scores: Scores, seconds: float) -> EpochDone:
         hyper, progress = self.setting.spec.training, self.progress
         score = -scores.loss if hyper.early_stopping_metric == "val_loss" else scores.mean_iou
+        if not scores.per_class_iou:  # nothing labelled to validate on
+            score = -progress.train_loss
         best = progress.is_best(score)
         if best:
             progress.best = {

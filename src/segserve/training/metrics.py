@@ -55,16 +55,18 @@ class Evaluation:
         self._class_loss.index_add_(0, target[labelled], pixel_loss[labelled].to(self._precision))
 
     def scores(self) -> Scores:
-        """The figures of everything added."""
+        """The figures of everything added; zeros if nothing labelled was."""
+        if not self._patches:
+            return Scores(0.0, 0.0, 0.0, {}, {})
         confusion = self._confusion.compute().double().cpu()
         truth, found, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
         present = [index for index in range(len(self._classes)) if truth[index] > 0]
         iou = (right / (truth + found - right).clamp(min=1)).tolist()
         losses = (self._class_loss.double().cpu() / truth.clamp(min=1)).tolist()
         return Scores(
-            loss=self._loss / max(self._patches, 1),
-            accuracy=float(right.sum() / truth.sum().clamp(min=1)),
-            mean_iou=round(sum(iou[index] for index in present) / max(len(present), 1), DIGITS),
+            loss=self._loss / self._patches,
+            accuracy=float(right.sum() / truth.sum()),
+            mean_iou=round(sum(iou[index] for index in present) / len(present), DIGITS),
             per_class_iou={self._classes[index]: round(iou[index], DIGITS) for index in present},
             per_class_loss={self._classes[index]: round(losses[index], DIGITS) for index in present},
         )

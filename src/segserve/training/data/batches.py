@@ -41,7 +41,8 @@ def _cut(group: list[int], batch_size: int) -> list[list[int]]:
     batches = [group[at : at + batch_size] for at in range(0, len(group), batch_size)]
     if batch_size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
         if batch_size == 2:
-            batches[-2] += batches.pop()
+            last = batches.pop()
+            batches[-1] += last
         else:
             batches[-1].insert(0, batches[-2].pop())
     return batches

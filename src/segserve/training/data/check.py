@@ -47,7 +47,8 @@ class Opened:
         """
         total = len(self.pairs)
         table = np.zeros((total, len(self.request.classes)), np.int64)
-        table[: len(counts)] = np.reshape(counts, (len(counts), -1))
+        for row, count in zip(table, counts, strict=False):
+            row[:] = count
         sides = len(self.layout.train), len(self.layout.validation)
         split = split_patches(*sides, table, self.request.validation_split, self.request.seed)
         complete = len(counts) == total

@@ -18,7 +18,10 @@ UNLABELED = 255
 WEIGHTS = re.compile(r'("class_weights"\s*:\s*)\[([^\[\]]*)\]')
 COMMA_DECIMAL = re.compile(r"(\d+),(\d{6})(?!\d)")
 WITH_POINT = r"\1.\2"
+WITHOUT_VALUE = r"\1null"
 COMMA_DECIMALS = re.compile(r"\s*\d+,\d{6}(\s*,\s*\d+,\d{6})*\s*")
+
+MENDED = f"class_weights in {NAME} were written with decimal commas and are read as such."
 
 
 @dataclass(frozen=True)
@@ -116,25 +119,33 @@ def _parse(text: str, warnings: list[str]) -> dict[str, Any]:
     """The JSON object, with class weights mended that were written with decimal commas."""
     try:
         content = _load(text)
-        classes, weights = content.get("classes"), content.get("class_weights")
-        doubled = isinstance(classes, list) and isinstance(weights, list) and len(weights) == 2 * len(classes) > 0
-        if not doubled:
-            return content
-        mended = WEIGHTS.sub(_with_points, text)
-    except ValueError:
-        mended = WEIGHTS.sub(_with_points, text)
-        if mended == text:
-            mended = WEIGHTS.sub(r"\1null", text)  # other digits, or no numbers at all
-            warnings.append(dropped_weights("they are not numbers"))
+    except ValueError as error:
+        return _parse_mended(text, error, warnings)
+    classes, weights = content.get("classes"), content.get("class_weights")
+    doubled = isinstance(classes, list) and isinstance(weights, list) and len(weights) == 2 * len(classes) > 0
+    mended = WEIGHTS.sub(_with_points, text) if doubled else text
     if mended == text:
         return content
-    try:
-        content = _load(mended)
-    except ValueError as error:
-        raise BadInputError(_place(text, error)) from None
-    if not warnings:
-        warnings.append(f"class_weights in {NAME} were written with decimal commas and are read as such.")
-    return content
+    warnings.append(MENDED)
+    return _load(mended)
+
+
+def _parse_mended(text: str, error: ValueError, warnings: list[str]) -> dict[str, Any]:
+    """What is no JSON, with its class weights mended, or else without them: they may be in any language's digits."""
+    for mended, warning in (
+        (WEIGHTS.sub(_with_points, text), MENDED),
+        (WEIGHTS.sub(WITHOUT_VALUE, text), dropped_weights("they are not numbers")),
+    ):
+        if mended == text:
+            continue
+        try:
+            content = _load(mended)
+        except ValueError as remaining:
+            error = remaining
+        else:
+            warnings.append(warning)
+            return content
+    raise BadInputError(_place(error))
 
 
 def _load(text: str) -> dict[str, Any]:
@@ -154,13 +165,7 @@ def _with_points(match: re.Match[str]) -> str:
     return f"{match[1]}[{COMMA_DECIMAL.sub(WITH_POINT, match[2])}]"
 
 
-def _place(text: str, error: ValueError) -> str:
-    try:
-        json.loads(text, strict=False)
-    except json.JSONDecodeError as found:
-        error = found
-    except ValueError:
-        pass
+def _place(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
         return (
             f"{NAME} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}; "

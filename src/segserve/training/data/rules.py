@@ -49,8 +49,8 @@ class Rules:
         if found == 4 and self.channels == 3:  # an alpha band
             return [0, 1, 2]
         raise BadInputError(
-            f"{name} has {found} channel{'s' * (found != 1)} and the request says {self.channels} (num_channels): select as many "
-            "channels as the patches were exported with, or export them again."
+            f"{name} has {found} channel{'s' * (found != 1)} and the request says {self.channels} (num_channels): "
+            "select as many channels as the patches were exported with, or export them again."
         )
 
     def _named_bands(self, found: int) -> list[int] | None:

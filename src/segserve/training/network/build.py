@@ -109,7 +109,8 @@ def quiet() -> Iterator[None]:
 def without_memory() -> Iterator[None]:
     """Modules made inside have shapes and no numbers: their parameters and buffers live on the meta device.
 
-    Unlike under `torch.device("meta")`, constructors still compute with real numbers, which many of timm's need.
+    Unlike under `torch.device("meta")`, constructors still compute with real numbers, which many of timm's need. It
+    holds for every thread, so it is for processes that build one network at a time.
     """
     # Torch's stubs leave out that a hook may return what takes the value's place.
     registries: Any = torch_module

@@ -57,10 +57,7 @@ def encoder(body: Body) -> Body:
     if entry:
         return entry.wire()
     inner = library_name(name)
-    size = millions(inner)
-    if size is None:
-        raise BadInputError(f"The encoder {name} cannot be trained: it does not yield feature maps at halved sizes.")
-    return {**_wire(inner, size), "name": name}
+    return {**_wire(inner, millions(inner)), "name": name}
 
 
 def combinations(body: Body) -> Body:

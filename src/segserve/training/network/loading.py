@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
@@ -137,7 +137,11 @@ def _is_safetensors(path: Path) -> bool:
     return path.suffix == ".safetensors"
 
 
-def _keys(file: safe_open) -> list[str]:
+class _Keyed(Protocol):
+    def keys(self) -> list[str]: ...
+
+
+def _keys(file: _Keyed) -> list[str]:
     return list(file.keys())
 
 

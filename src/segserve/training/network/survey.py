@@ -26,14 +26,23 @@ def encoder_names() -> list[str]:
     return own + [f"tu-{name}" for name in timm.list_models() if name not in own]
 
 
-def millions(encoder: str) -> float | None:
-    """Parameters of an encoder in millions, to three decimals; None if no U-Net can be built on it."""
-    try:
-        network = outline("unet", encoder, 3, 2)
-    except BadInputError:
-        return None
+def millions(encoder: str) -> float:
+    """Parameters of an encoder in millions, to three decimals.
+
+    Raises:
+        BadInputError: no U-Net can be built on it.
+    """
+    network = outline("unet", encoder, 3, 2)
     counts = (parameter.numel() for name, parameter in network.named_parameters() if name.startswith("encoder."))
     return round(sum(counts) / 1e6, 3)
+
+
+def millions_if_any(encoder: str) -> float | None:
+    """As `millions`; None for an encoder that cannot be trained."""
+    try:
+        return millions(encoder)
+    except BadInputError:
+        return None
 
 
 def sizes(seconds: float) -> dict[str, float]:
@@ -47,7 +56,7 @@ def sizes(seconds: float) -> dict[str, float]:
     found = {}
     for name in encoder_names():
         if name not in kept and time.monotonic() < until:
-            kept[name] = millions(name)
+            kept[name] = millions_if_any(name)
         size = kept.get(name)
         if size is not None:
             found[name] = size
@@ -56,7 +65,7 @@ def sizes(seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Measure every encoder and write the table."""
-    table = {name: millions(name) for name in encoder_names()}
+    table = {name: millions_if_any(name) for name in encoder_names()}
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(size)}" for name, size in table.items())
     Path(sys.argv[1]).write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 

@@ -1,0 +1,1 @@
+"""A pixel classifier is trained over HTTP on strokes, on real histology."""
