@@ -6,9 +6,10 @@ from pathlib import Path
 
 from demo.brain.story import show_brain
 from demo.errors import DemoError
+from demo.tissue.story import show_tissue
 
 OUTPUT = Path("demo-output")
-DEMOS: tuple[Callable[[Path], None], ...] = (show_brain,)
+DEMOS: tuple[Callable[[Path], None], ...] = (show_brain, show_tissue)
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ REQUEST_SECONDS = 300.0
 
 
 class Client:
-    """What 3D Slicer sends to the server, as three calls."""
+    """What 3D Slicer and QuPath send to the server, one call each."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -56,6 +56,16 @@ class Client:
     def unload(self, name: str) -> None:
         """Free the network."""
         self._send("DELETE", f"/api/models/{name}")
+
+    def start_training(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Start a training; returns its `job_id` and the server's `warnings`."""
+        answer: dict[str, Any] = self._send("POST", "/api/v1/train", json=body).json()
+        return answer
+
+    def training_status(self, job_id: str) -> dict[str, Any]:
+        """How far a training is."""
+        answer: dict[str, Any] = self._send("GET", f"/api/v1/train/{job_id}/status").json()
+        return answer
 
     def _send(self, method: str, path: str, **content: Any) -> requests.Response:
         answer = self._session.request(method, self.address + path, timeout=REQUEST_SECONDS, **content)

@@ -182,10 +182,10 @@ class ClassifierClient:
     def clear_gpu_memory(self) -> tuple[list[str], Json]:
         answer = self.read("POST", "/gpu/clear")
         optional(answer, "freed_mb", get_double, 0.0)
-        after = optional(answer, "memory_after", get_object, {})
+        after = optional(answer, "memory_after", get_object, Json())
         for key in ("allocated_mb", "total_mb"):
             optional(after, key, get_double, 0.0)
-        return optional(answer, "cancelled_jobs", get_list, []), answer
+        return optional(answer, "cancelled_jobs", get_list, list[Any]()), answer
 
     def poll(self, job_id: str, *, every: float = 0.1, seconds: float = 240.0) -> Training:
         """Poll until the client would stop: `completed`, `failed`, `cancelled` or `paused`."""
@@ -197,6 +197,7 @@ class ClassifierClient:
             if read_status(training):
                 return training
             time.sleep(every)
+        self.cancel_training(job_id)
         raise AssertionError(f"not over after {seconds} s: {training.last}")
 
 
@@ -228,7 +229,7 @@ def _read_progress(training: Training, answer: Json) -> None:
     for key, default in (("train_loss", loss), ("accuracy", 0.0), ("mean_iou", 0.0)):
         shown[key] = optional(answer, key, get_double, default)
     for key in ("per_class_iou", "per_class_loss"):
-        shown[key] = optional(answer, key, get_numbers, {})
+        shown[key] = optional(answer, key, get_numbers, dict[str, float]())
     for key in ("device", "device_info"):
         optional(answer, key, get_string, "")
     if shown not in training.progress:
@@ -249,17 +250,17 @@ def read_model(folder: Path) -> Json:
     for key in ("input_width", "input_height", "input_channels", "context_scale"):
         optional(architecture, key, get_int, 0)
     optional(architecture, "downsample", get_double, 1.0)
-    _read_channels(optional(source, "channel_config", get_object, {}))
+    _read_channels(optional(source, "channel_config", get_object, Json()))
     for entry in get_list(source, "classes"):
         get_int(entry, "index")
         get_string(entry, "name")
         optional(entry, "color", get_string, "#808080")
-    training = optional(source, "training", get_object, {})
+    training = optional(source, "training", get_object, Json())
     optional(training, "image_name", get_string, "")
     optional(training, "epochs", get_int, 0)
     for key in ("final_loss", "final_accuracy"):
         optional(training, key, get_double, 0.0)
-    for entry in optional(source, "normalization_stats", get_list, []):
+    for entry in optional(source, "normalization_stats", get_list, list[Any]()):
         for key in ("p1", "p99", "min", "max", "mean", "std"):
             get_double(entry, key)
     assert source["classes"]
@@ -267,7 +268,7 @@ def read_model(folder: Path) -> Json:
 
 
 def _read_channels(source: Json) -> None:
-    for name in optional(source, "expected_channels", get_list, []):
+    for name in optional(source, "expected_channels", get_list, list[Any]()):
         assert isinstance(name, str)
     assert optional(source, "normalization_strategy", get_string, "PERCENTILE_99") in STRATEGIES
     optional(source, "bit_depth_trained", get_int, 8)

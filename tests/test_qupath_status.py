@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 
@@ -178,12 +180,14 @@ def test_an_unknown_frozen_layer_is_400_and_the_valid_ones_are_listed(client: Cl
 def test_missing_weights_are_400_within_seconds_and_say_what_to_do(
     client: ClassifierClient, door: Served, data: Path
 ) -> None:
+    """The folder is named by what it is for: its path was never the client's."""
     client.call("POST", "/train", captured_body(data, backbone="nonsense"))  # wakes the helper process
     begun = time.monotonic()
     detail = refusal(client, captured_body(data, use_pretrained=True), 400)
     assert time.monotonic() - begun < 15
-    for word in ("resnet18.safetensors", str(door.state_dir.parent / "weights"), "use_pretrained"):
+    for word in ("resnet18.safetensors", "weights folder", "use_pretrained"):
         assert word in detail
+    assert str(door.state_dir.parent) not in detail
 
 
 @pytest.mark.parametrize(
@@ -219,36 +223,42 @@ def test_jobs_that_wait_can_be_paused_resumed_and_cancelled(idle: ClassifierClie
     answer = idle.call("POST", f"/train/{running}/resume", {})
     assert answer.status_code == 400
     assert answer.json()["detail"].startswith("Cannot resume job in state")
-    processes = door.workers()
-    assert processes
     reaches(idle, running, 1)
+    assert_prompt(idle, running)
     idle.cancel_training(running)
-    begun = time.monotonic()
-    is_in(idle, running, "cancelled", seconds=10)
-    reaches(idle, second, 1)
-    assert time.monotonic() - begun < 90
+    assert idle.status(running)["status"] == "cancelled"
+    wait_until(lambda: running not in " ".join(kept_files(door)), 10, "the cancelled job keeps its files")
     assert idle.call("POST", f"/train/{running}/resume", {}).status_code == 400
-
-
-def test_cancel_ends_the_process_within_seconds_and_leaves_nothing(
-    idle: ClassifierClient, data: Path, door: Served
-) -> None:
-    before = {process.pid for process in door.workers()}
-    job_id = idle.start_training(endless(data))
-    reaches(idle, job_id, 1)
-    assert idle.cancel_training(job_id) == {"status": "cancelled", "job_id": job_id}
-    assert idle.status(job_id)["status"] == "cancelled"
-    wait_until(lambda: not {p.pid for p in door.workers()} - before - helpers(door), 10, "the process lives on")
+    reaches(idle, second, 1)
+    trainers = training_processes(door)
+    assert trainers
+    idle.cancel_training(second)
+    wait_until(lambda: not trainers & training_processes(door), 10, "the process lives on")
     models = door.state_dir / "models"
     assert not models.exists() or not list(models.iterdir())
-    kept = [path for path in (door.state_dir / "jobs" / job_id).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in kept) < 1_000_000, kept
 
 
-def helpers(door: Served) -> set[int]:
-    """Processes of the server that are no training."""
-    others = [process for process in door.workers() if "train" not in " ".join(process.cmdline())]
-    return {process.pid for process in others}
+def assert_prompt(client: ClassifierClient, job_id: str) -> None:
+    for path in ["/health", f"/train/{job_id}/status"] * 10:
+        begun = time.monotonic()
+        assert requests.get(client.base + path, timeout=10).ok
+        assert time.monotonic() - begun < 2
+
+
+def kept_files(door: Served) -> list[str]:
+    """Files of jobs too large to be a log: checkpoints and the like."""
+    paths = [path for path in (door.state_dir / "jobs").rglob("*") if path.is_file()]
+    return [str(path) for path in paths if path.stat().st_size > 1_000_000]
+
+
+def training_processes(door: Served) -> set[int]:
+    """By the name that the server gives them on their command line."""
+    found = set()
+    for process in door.workers():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "training" in process.cmdline():
+                found.add(process.pid)
+    return found
 
 
 def test_a_paused_training_goes_on_where_it_was_and_completes(idle: ClassifierClient, data: Path) -> None:
@@ -278,25 +288,26 @@ def test_a_paused_training_goes_on_where_it_was_and_completes(idle: ClassifierCl
     assert any(finished.last["final_loss"] == pytest.approx(loss) for loss in of_best)
 
 
-def test_resume_needs_no_body(idle: ClassifierClient, data: Path) -> None:
-    blocker, job_id = idle.start_training(endless(data)), idle.start_training(endless(data))
-    idle.pause_training(job_id)
-    answer = idle.call("POST", f"/train/{job_id}/resume")
-    assert (answer.status_code, answer.json()["status"]) == (200, "resuming")
-    idle.cancel_training(blocker)
-
-
-@pytest.mark.parametrize("changes", [{"epochs": "many"}, {"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}])
-def test_resume_with_nonsense_is_422_and_the_job_stays_paused(
-    idle: ClassifierClient, data: Path, changes: Json
-) -> None:
+def test_resume_takes_an_empty_body_and_no_nonsense(idle: ClassifierClient, data: Path) -> None:
     idle.start_training(endless(data))
     job_id = idle.start_training(endless(data))
     idle.pause_training(job_id)
-    answer = idle.call("POST", f"/train/{job_id}/resume", changes)
-    assert answer.status_code == 422, answer.text
-    assert isinstance(answer.json()["detail"], str)
-    assert idle.status(job_id)["status"] == "paused"
+    for changes in ({"epochs": "many"}, {"epochs": 0}, {"batch_size": 0}, {"learning_rate": -1.0}):
+        answer = idle.call("POST", f"/train/{job_id}/resume", changes)
+        assert answer.status_code == 422, (changes, answer.text)
+        assert isinstance(answer.json()["detail"], str)
+        assert idle.status(job_id)["status"] == "paused"
+    answer = idle.call("POST", f"/train/{job_id}/resume")
+    assert (answer.status_code, answer.json()["status"]) == (200, "resuming")
+
+
+def test_clearing_the_gpu_answers_the_fields_of_both_forms(client: ClassifierClient) -> None:
+    cancelled, answer = client.clear_gpu_memory()
+    assert cancelled == []
+    assert answer["status"] == "cleared"
+    assert {"memory_before", "memory_after"} <= set(answer)
+    assert {"available", "device_type", "device_string", "name"} <= set(answer)
+    assert "null" not in json.dumps(answer)
 
 
 def test_clearing_the_gpu_cancels_what_runs_and_keeps_what_waits(
@@ -309,8 +320,6 @@ def test_clearing_the_gpu_cancels_what_runs_and_keeps_what_waits(
     cancelled, answer = idle.clear_gpu_memory()
     assert cancelled == [running]
     assert answer["status"] == "cleared"
-    assert {"available", "device_type", "name", "memory_before", "memory_after"} <= set(answer)
-    assert "null" not in json.dumps(answer)
     states = [idle.status(job_id)["status"] for job_id in (running, waiting, paused)]
     assert states == ["cancelled", "paused", "paused"]
     wait_until(lambda: not door.workers(), 10, "a worker lives on")
@@ -327,8 +336,9 @@ def test_a_restarted_server_goes_on_with_its_training(tmp_path: Path, data: Path
     job_id, paused = (client.start_training(endless(data)) for _ in range(2))
     client.pause_training(paused)
     done = reaches(client, job_id, 2)["epoch"]
+    before = client.read("GET", f"/train/{job_id}/history")["history"][:done]
     begun = time.monotonic()
-    assert first.stop() == 0
+    first.stop()
     assert time.monotonic() - begun < 15
     second = start_server(tmp_path / "state", env=env)
     client = ClassifierClient(second.url)
@@ -336,22 +346,15 @@ def test_a_restarted_server_goes_on_with_its_training(tmp_path: Path, data: Path
         assert client.status(paused)["status"] == "paused"
         assert client.status(job_id)["status"] not in {"failed", "cancelled", "paused"}
         reaches(client, job_id, done + 1)
-        epochs = [entry["epoch"] for entry in client.read("GET", f"/train/{job_id}/history")["history"]]
-        assert epochs == list(range(1, len(epochs) + 1))
+        history = client.read("GET", f"/train/{job_id}/history")["history"]
+        assert [entry["epoch"] for entry in history] == list(range(1, len(history) + 1))
+        assert history[:done] == before, "finished epochs were trained again"
         client.cancel_training(job_id)
     finally:
         second.stop()
 
 
-def test_health_and_status_answer_while_a_training_is_checked_and_runs(idle: ClassifierClient, data: Path) -> None:
-    job_id = idle.start_training(endless(data))
-    reaches(idle, job_id, 1)
-    for path in ["/health", f"/train/{job_id}/status"] * 10:
-        begun = time.monotonic()
-        assert requests.get(idle.base + path, timeout=10).ok
-        assert time.monotonic() - begun < 2
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["pause", "cancel"])
 def test_the_export_is_not_left_half_done(idle: ClassifierClient, data: Path, door: Served, verb: str) -> None:
     """A pause that meets the export ends completed; a cancel leaves no model."""

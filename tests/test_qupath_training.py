@@ -301,9 +301,10 @@ def readme_body(data: Path) -> Json:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_readmes_request_trains_as_printed(client: ClassifierClient, tmp_path: Path) -> None:
     write_synthetic(tmp_path)
-    training = client.poll(client.start_training(readme_body(tmp_path)), seconds=280)
+    training = client.poll(client.start_training(readme_body(tmp_path)), seconds=1400)
     assert training.state == "completed", training.last
     settings = read_model(Path(training.last["model_path"]))["training"]["settings"]
     printed = {"epochs": 50, "batch_size": 8, "learning_rate": 0.001, "scheduler": "cosine", "augmentation": True}

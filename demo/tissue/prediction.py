@@ -36,7 +36,7 @@ def predict(model: Path, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         tile = normalize(image[window], normalization, stats).transpose(2, 0, 1)
         (logits,) = session.run(None, {"input": tile[None]})
         blended[:, *window] += weight * _softmax(logits[0])
-    return blended.argmax(axis=0).astype(np.uint8)
+    return np.asarray(blended.argmax(axis=0), dtype=np.uint8)
 
 
 def _starts(length: int) -> list[int]:

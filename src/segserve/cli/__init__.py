@@ -1,9 +1,10 @@
-"""The command line: `segserve serve | infer | models | doctor`."""
+"""The command line: `segserve serve | infer | models | demo-data | doctor`."""
 
 from __future__ import annotations
 
 import typer
 
+from segserve.cli.demo_data import demo_data
 from segserve.cli.doctor import doctor
 from segserve.cli.infer import infer
 from segserve.cli.models import models
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, infer, models, doctor):
+for command in (serve, infer, models, demo_data, doctor):
     app.command()(command)
 
 serve_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
