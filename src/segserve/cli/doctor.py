@@ -15,14 +15,16 @@ import typer
 from packaging.requirements import Requirement
 
 from segserve import __version__, devices
+from segserve.api.qupath.gpu import training_devices
 from segserve.cli.options import read_settings
 from segserve.engines.registry import ENGINES, cuda_is_usable
 from segserve.errors import human_bytes
+from segserve.extras import has_torch
 from segserve.settings import settings_file
 from segserve.state import StateDir
 
 PURPOSES = {
-    "torch": "training and exporting networks",
+    "torch": "training pixel classifiers",
     "all": "everything a server can use",
     "dev": "working on Segserve itself",
 }
@@ -58,9 +60,11 @@ def _devices() -> Iterator[str]:
     for gpu in gpus:
         yield f"NVIDIA GPU: {gpu.name}, {human_bytes(gpu.memory)}"
     if devices.has_apple_gpu():
-        yield "Apple GPU: present; no engine of this version uses it"
+        yield "Apple GPU: present"
     if gpus and not cuda_is_usable():
-        yield "the NVIDIA GPU is not used: no engine of this version can"
+        yield "volumes run on the processor: no engine of this version uses the GPU"
+    if has_torch():
+        yield f"trainings run on: {', '.join(training_devices())}"
     if not gpus and not devices.has_apple_gpu():
         yield "GPU: none found; models run on the processor"
 

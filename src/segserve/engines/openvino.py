@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 from numpy.typing import NDArray
-from openvino.frontend import FrontEndManager
 
 from segserve.engines.base import EngineError, TensorSpec
+
+# OpenVINO reports its use to Google Analytics, from a forked process, and writes to the user's home for that. Without
+# this package, which it can do without, it does not.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None forbids the import
+
+import openvino as ov  # noqa: E402
+from openvino.frontend import FrontEndManager  # noqa: E402
 
 # Stated always: on machines with AMX, OpenVINO's own default is bfloat16.
 PRECISIONS = {"float32": "f32"}

@@ -19,7 +19,7 @@ class Job(BaseModel):
     Attributes:
         spec: what is asked; a resume may change it.
         enqueued: when it was last put into the queue, which is served in this order.
-        stage: what a running one does: `weights`, `data`, `training`, `export`.
+        stage: what a running one does: `starting`, `weights`, `data`, `training`, `export`.
         latest: the last finished epoch as it was told.
         batch, batches: of the running epoch.
         has_checkpoint: whether it can be resumed.

@@ -42,7 +42,9 @@ class Run:
     async def to_end(self, placement: Placement, body: dict[str, Any]) -> End:
         """Start the process and wait for its end, writing down what it tells."""
         await self._book.in_thread(self.folder.prepare)
-        self._history = (await self._book.in_thread(self.folder.history))[: self.job.epoch]
+        self._history = await self._book.in_thread(self.folder.history)
+        if not self.job.has_checkpoint:
+            self.job.latest = None  # it starts anew
         call = Call(
             "train",
             body,
@@ -90,7 +92,8 @@ class Run:
             return
         if kind == "epoch":
             job.latest, job.batch = event["epoch"], 0
-            self._history.append(event["epoch"])
+            # An epoch that was done after the last checkpoint of an earlier life is done again.
+            self._history[event["epoch"]["epoch"] - 1 :] = [event["epoch"]]
             self._book.in_background(self.folder.write_history, list(self._history))
         elif kind == "stage":
             job.stage = event["stage"]

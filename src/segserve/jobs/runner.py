@@ -23,8 +23,8 @@ from segserve.workers.placement import Placement
 log = logging.getLogger(__name__)
 
 MOST_DEATHS = 2
-CHECKPOINT_SECONDS = 10.0  # to write a checkpoint when everything is cleared
-CLOSE_SECONDS = 3.0  # and when the server stops
+CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
+CLOSE_SECONDS = 8.0  # and when the server stops
 KEEP_SECONDS = 7 * 24 * 3600.0
 LAST_LINES = 5
 
@@ -188,7 +188,7 @@ class Runner:
         for job in waiting:
             if not self._free or self._closing:
                 return
-            job.state, job.stage = "training", "weights"
+            job.state, job.stage = "training", "starting"
             run = Run(job, self.folder(job.id), self._free.pop(0), self._book)
             self._runs[job.id] = run
             self._tasks[job.id] = asyncio.create_task(self._train(run))

@@ -67,13 +67,16 @@ def write_onnx(
             _describe(path, properties)
             _verify(network, path, channels, divisor, least)
         except Exception as error:  # whatever exporters and engines stumble over, the weights are worth keeping
-            known = isinstance(error, SegserveError)
-            reason = error.message if known else f"the exporter failed ({type(error).__name__})"
-            log.info("%s: %s", exporter.__name__.strip("_"), reason, exc_info=not known)
+            reason = _reason(error)
+            log.info("%s: %s", exporter.__name__.strip("_"), reason, exc_info=not isinstance(error, SegserveError))
             path.unlink(missing_ok=True)
         else:
             return None
     return reason
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, SegserveError) else f"the exporter failed ({type(error).__name__})"
 
 
 def _export_traced(network: nn.Module, images: Tensor, path: Path) -> None:

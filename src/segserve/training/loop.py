@@ -72,7 +72,7 @@ class Loop:
         self._model, self._optimizer = cast("nn.Module", model), cast("torch.optim.Optimizer", wrapped)
         self._weights = self._to_device(self.setting.class_weights)
         self._peak = Peak(place)
-        self._saved = time.monotonic()
+        self._saved = -math.inf
         if self.progress.state:
             self._restore(self.progress.state)
 

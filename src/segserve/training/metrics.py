@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from segserve.training.spec import UNLABELLED
 
 DIGITS = 4
+LARGEST_LOSS = 1e9  # of a class, where a network is infinitely sure of another one: JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Evaluation:
         truth, found, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
         present = [index for index in range(len(self._classes)) if truth[index] > 0]
         iou = (right / (truth + found - right).clamp(min=1)).tolist()
-        losses = (self._class_loss.double().cpu() / truth.clamp(min=1)).tolist()
+        losses = (self._class_loss.double().cpu() / truth.clamp(min=1)).clamp(max=LARGEST_LOSS).tolist()
         return Scores(
             loss=self._loss / self._patches,
             accuracy=float(right.sum() / truth.sum()),

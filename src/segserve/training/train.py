@@ -21,7 +21,7 @@ from segserve.tiles.statistics import measure
 from segserve.training import device, export, memory, metadata
 from segserve.training.data.patches import DataSet, load
 from segserve.training.data.request import DataRequest
-from segserve.training.events import Event, Finished, Paused, Stage, Started
+from segserve.training.events import EpochDone, Event, Finished, Paused, Stage, Started
 from segserve.training.feed import Feed
 from segserve.training.known import Known
 from segserve.training.loop import Loop, Setting
@@ -92,6 +92,8 @@ def train(order: Order) -> Iterator[Event]:
         loop = Loop(setting, network, progress, order.pause_asked)
         for event in loop.run():
             yield event
+            if isinstance(event, EpochDone):
+                _report(event)
             if isinstance(event, Paused):
                 return
     yield Stage("export")
@@ -186,6 +188,19 @@ def _announce(order: Order, network: nn.Module, data: DataSet, place: device.Pla
         log.warning("only %s is free: lower the batch size if the training fails", human_bytes(free))
     for warning in summary.warnings:
         log.warning("%s", warning)
+
+
+def _report(epoch: EpochDone) -> None:
+    log.info(
+        "epoch %d: training loss %.4f, validation loss %.4f, accuracy %.4f, mean IoU %.4f; %.1f s, peak memory %s",
+        epoch.epoch,
+        epoch.train_loss,
+        epoch.val_loss,
+        epoch.accuracy,
+        epoch.mean_iou,
+        epoch.seconds,
+        human_bytes(epoch.peak_memory),
+    )
 
 
 def _finish(order: Order, network: nn.Module, progress: Progress, known: Known) -> Finished:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 
 from segserve.api.qupath.hall import hall
 from segserve.api.qupath.schemas import LayersRequest
-from segserve.errors import BadInputError, MissingError
+from segserve.errors import BadInputError, MissingError, SegserveError
 from segserve.extras import has_torch, need_torch
 from segserve.models.catalog import ARCHITECTURES, ENCODERS, find_architecture, find_encoder
 from segserve.models.catalog.architectures import canonical_architecture
@@ -42,8 +42,9 @@ async def show_encoder(request: Request, name: str) -> dict[str, Any]:
     if has_torch():
         try:
             return await hall(request).inspector.ask_once("encoder", {"name": name})
-        except BadInputError:
-            pass
+        except SegserveError as error:
+            if error.status != BadInputError.status:
+                raise
     raise MissingError(f"Encoder '{name}' not found. Use /pretrained/encoders to list available encoders.")
 
 

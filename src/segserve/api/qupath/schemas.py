@@ -21,8 +21,8 @@ from segserve.training.spec import (
 )
 
 KEYS = {"patience": "early_stopping_patience", "min_delta": "early_stopping_min_delta"}
-VALUES = {
-    "scheduler": {"one_cycle": "onecycle", "none": "none"},
+VALUES: dict[str, dict[Any, str]] = {
+    "scheduler": {"one_cycle": "onecycle", None: "none"},
     "loss_function": {"ce": "cross_entropy", "cross_entropy_loss": "cross_entropy"},
     "early_stopping_metric": {"loss": "val_loss"},
 }
@@ -40,18 +40,19 @@ def _plain(block: object) -> object:
     for key, spellings in VALUES.items():
         value = plain.get(key)
         if key in plain and (value is None or isinstance(value, str)):
-            plain[key] = spellings.get(str(value or "none"), value)
+            plain[key] = spellings.get(value, value)
     return plain
+
+
+def _without_nulls(value: object) -> object:
+    """Nulls are absent keys."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return value
 
 
 class _Architecture(ArchitectureChoice):
     type: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _absent(cls, block: object) -> object:
-        """Nulls are absent keys."""
-        return {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
 
 
 def _class_name(entry: object) -> object:
@@ -80,13 +81,12 @@ class TrainRequest(BaseModel):
         if not isinstance(body, Mapping):
             return body
         blocks = [_plain(body[key]) for key in ("training_params", "training") if body.get(key) is not None]
-        if not all(isinstance(block, Mapping) for block in blocks):
-            return {**body, "training": next(block for block in blocks if not isinstance(block, Mapping))}
         merged: dict[str, Any] = {}
         for block in blocks:
-            assert isinstance(block, Mapping)
+            if not isinstance(block, Mapping):
+                return {**body, "training": block}  # refused where it belongs
             merged.update(block)
-        return {**body, "training": merged}
+        return _without_nulls({**body, "training": merged})
 
     def spec(self) -> TrainingSpec:
         """The request in the core's words.

@@ -44,6 +44,7 @@ async def clear_gpu(request: Request) -> dict[str, Any]:
     await asyncio.gather(place.inspector.close(), request.app.state.supervisor.rest())
     after = await asyncio.to_thread(memory_info)
     answer: dict[str, Any] = {
+        **await asyncio.to_thread(gpu_info),
         "status": "cleared",
         "cancelled_jobs": cancelled,
         "memory_before": before,

@@ -22,6 +22,8 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: the file is no ONNX network, or none that maps tiles to classes.
     """
+    if not path.stat().st_size:
+        raise BadInputError("The file is empty: send the network again.")
     inputs, outputs, _ = read_onnx(path)
     if len(inputs) != 1 or len(outputs) < 1:
         raise BadInputError(

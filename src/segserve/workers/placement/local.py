@@ -111,7 +111,10 @@ class LocalWorker:
         self._dead = True
         self._kill()
         await self._process.wait()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Not for ever: a process that a library forked off may keep the pipes open.
+        _, open_still = await asyncio.wait(self._tasks, timeout=LOG_SECONDS)
+        for task in open_still:
+            task.cancel()
 
     def _kill(self) -> None:
         if self._process.returncode is None:
