@@ -1,7 +1,8 @@
 """`make bench`: every benchmark, one after another."""
 
-from benchmarks import memory, volume
+from benchmarks import memory, training, volume
 
 if __name__ == "__main__":
     memory.main()
     volume.main()
+    training.main()

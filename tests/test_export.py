@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +28,8 @@ SIZES = ((1, 200, 312), (1, 33, 257), (1, 512, 256), (3, 64, 96))
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
 def trained_a_step(kind: Architecture, encoder: str) -> nn.Module:

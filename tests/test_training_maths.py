@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.optim.lr_scheduler import LRScheduler
 
 from segserve.training.augment import augment
 from segserve.training.loss import cross_entropy, dice_loss, training_loss
@@ -133,7 +135,7 @@ def test_scores_of_nothing_are_finite() -> None:
     assert scores.per_class_iou == scores.per_class_loss == {}
 
 
-def torch_rates(make: Any, total: int) -> list[float]:
+def torch_rates(make: Callable[[torch.optim.Optimizer], LRScheduler], total: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
     scheduler = make(optimizer)
     rates = []
@@ -151,7 +153,8 @@ def test_cosine_is_torchs_cosine_from_the_first_step_to_one_percent_at_the_last(
     )
     found = [learning_rate("cosine", 0.3, step, total) for step in range(total)]
     assert found == pytest.approx(expected, rel=1e-6)
-    assert (found[0], found[-1]) == (0.3, pytest.approx(0.003))
+    assert found[0] == 0.3
+    assert found[-1] == pytest.approx(0.003)
 
 
 @pytest.mark.parametrize("thirds", [1, 2, 30])

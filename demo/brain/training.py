@@ -99,7 +99,7 @@ def train(brain: Brain, say: Callable[[str], None]) -> Trained:
         images, labels = patches.batch()
         loss = segmentation_loss(network(images), labels)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         step += 1
         seconds = time.monotonic() - start

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from segserve.errors import BadInputError
 from segserve.training.augment import augment
+from segserve.training.batchnorm import remeasured
 from segserve.training.device import Place
 from segserve.training.events import BatchDone, CheckpointReady, EpochDone, Event, Paused
 from segserve.training.feed import Feed
@@ -27,6 +28,7 @@ from segserve.training.schedule import learning_rate
 from segserve.training.spec import UNLABELLED, TrainingSpec
 
 CHECKPOINT_SECONDS = 30.0
+MEASURED_PATCHES = 64
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Loop:
         while self.progress.epoch < hyper.epochs and not self._is_waiting_in_vain():
             began = time.monotonic()
             yield from self._batches()
+            self._remeasure()
             scores = None if self.pause_asked() else self._validate()
             if scores is None:
                 yield CheckpointReady(self._state())
@@ -135,6 +138,16 @@ class Loop:
         self._optimizer.step()
         self.progress.loss_sum += value * len(images)
         self.progress.loss_count += len(images)
+
+    def _remeasure(self) -> None:
+        """Give batch normalisation the statistics of some training patches, as they are without augmentation."""
+        hyper, feed = self.setting.spec.training, self.setting.train
+        plan = feed.plan(hyper.batch_size, seed=hyper.seed, epoch=self.progress.epoch, shuffle=True)
+        with remeasured(self.network, self.setting.frozen) as needed, torch.no_grad():
+            for images, _ in feed.batches(plan[: max(1, MEASURED_PATCHES // hyper.batch_size)] if needed else []):
+                if self.pause_asked():
+                    return  # it is done again before it matters
+                self._model(images.to(self._fabric.device, memory_format=torch.channels_last))
 
     def _validate(self) -> Scores | None:
         """The scores of the network as it is; None if a pause is asked for meanwhile."""

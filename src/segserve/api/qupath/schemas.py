@@ -36,7 +36,7 @@ def _plain(block: object) -> object:
     for key, value in block.items():
         # The long key wins where a client sends both.
         if key not in KEYS or KEYS[key] not in block:
-            plain[KEYS.get(key, key)] = value
+            plain[KEYS.get(key, str(key))] = value
     for key, spellings in VALUES.items():
         value = plain.get(key)
         if key in plain and (value is None or isinstance(value, str)):
