@@ -106,7 +106,7 @@ def test_a_batch_of_weightless_pixels_is_finite() -> None:
 def test_scores_are_those_on_paper_and_leave_absent_classes_out() -> None:
     logits, target = sparse_batch(3)
     target[target == 2] = UNLABELLED
-    evaluation = Evaluation(["a", "b", "c", "d"], torch.device("cpu"))
+    evaluation = Evaluation(["a", "b", "c", "d"])
     for n in range(2):
         part = torch.tensor(logits[n : n + 1]), torch.tensor(target[n : n + 1])
         evaluation.add(*part, training_loss("cross_entropy", *part, None))
@@ -130,7 +130,7 @@ def test_scores_are_those_on_paper_and_leave_absent_classes_out() -> None:
 
 
 def test_scores_of_nothing_are_finite() -> None:
-    scores = Evaluation(["a", "b"], torch.device("cpu")).scores()
+    scores = Evaluation(["a", "b"]).scores()
     assert (scores.loss, scores.accuracy, scores.mean_iou) == (0, 0, 0)
     assert scores.per_class_iou == scores.per_class_loss == {}
 

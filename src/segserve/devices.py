@@ -37,11 +37,31 @@ def cuda_devices() -> list[CudaDevice]:
         return []
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [_cuda_device(handle) for handle in handles]
+        return [_cuda_device(handle) for handle in _visible(handles)]
     except pynvml.NVMLError:
         return []
     finally:
         pynvml.nvmlShutdown()
+
+
+def _visible(handles: list[Any]) -> list[Any]:
+    """Those that CUDA_VISIBLE_DEVICES leaves, in its order: NVML does not know that variable, CUDA goes by it."""
+    import pynvml
+
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return handles
+    by_name = {str(index): handle for index, handle in enumerate(handles)}
+    by_uuid = {_text(pynvml.nvmlDeviceGetUUID(handle)): handle for handle in handles}
+    found = []
+    for part in wanted.split(","):
+        name = part.strip()
+        matches = [handle for uuid, handle in by_uuid.items() if name and uuid.startswith(name)]
+        handle = by_name.get(name) or (matches[0] if matches else None)
+        if handle is None:
+            break  # as CUDA does: what comes after an invalid entry is invisible
+        found.append(handle)
+    return found
 
 
 def _cuda_device(handle: Any) -> CudaDevice:  # noqa: ANN401  # a handle of the driver's

@@ -13,7 +13,7 @@ class SegserveError(Exception):
 
     def __init__(self, message: str, *, status: int | None = None, retry_after: int | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self.message = printable(message)
         self.status = status or type(self).status
         self.retry_after = retry_after
 
@@ -77,6 +77,11 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") els
 def is_disk_full(error: BaseException) -> bool:
     """True for the operating system's "no space left" and "quota exceeded"."""
     return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def printable(text: str) -> str:
+    """The text with what no UTF-8 can carry, such as bytes of a file's name in another encoding, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def human_bytes(count: float) -> str:

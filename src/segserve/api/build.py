@@ -14,6 +14,7 @@ from segserve.api import qupath, slicer
 from segserve.api.answers import install_error_answers
 from segserve.api.context import RequestContext
 from segserve.api.guard import Guard
+from segserve.api.limits import JsonLimit
 from segserve.api.qupath.gpu import training_devices
 from segserve.api.qupath.hall import Hall
 from segserve.api.slicer.door import Door
@@ -52,6 +53,7 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
     app.include_router(slicer.router)
     app.include_router(qupath.router)
     install_error_answers(app)
+    app.add_middleware(JsonLimit)
     app.add_middleware(Guard, settings=settings, key=lambda: api_key(settings, state))
     app.add_middleware(RequestContext)
     return app
@@ -65,13 +67,15 @@ def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
         "data_memory": int(settings.data_memory),
     }
     runner = Runner(placement, book, classifiers, state, devices=training_devices(), options=options)
-    return Hall(settings, state, Inspector(placement, state.cache), book, runner, classifiers)
+    inspector, scanner = Inspector(placement, state.cache), Inspector(placement, state.cache)
+    return Hall(settings, state, inspector, scanner, book, runner, classifiers)
 
 
 async def close_core(app: FastAPI) -> None:
     """End every process, trainings with a checkpoint. Doing so twice changes nothing."""
     hall: Hall = app.state.hall
-    await asyncio.gather(app.state.supervisor.close(), hall.inspector.close(), hall.runner.close())
+    parts = (app.state.supervisor, hall.inspector, hall.scanner, hall.runner)
+    await asyncio.gather(*(part.close() for part in parts))
 
 
 def api_key(settings: Settings, state: StateDir) -> str:

@@ -22,6 +22,7 @@ from segserve.jobs.store import JobStore
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+SETTLE_SECONDS = 5.0
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -34,7 +35,8 @@ class Book:
         self.jobs: dict[str, Job] = {}
         self._open_store = open_store
         self._store: JobStore | None = None
-        self._thread = ThreadPoolExecutor(1, "jobs")
+        self._records = ThreadPoolExecutor(1, "job records")
+        self._folders = ThreadPoolExecutor(1, "job folders")
         self._unwritten: set[str] = set()
         self._something = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -43,8 +45,9 @@ class Book:
 
     async def open(self) -> None:
         """Read what is kept."""
-        self._store = await self.in_thread(self._open_store)
-        self.jobs = {job.id: job for job in await self.in_thread(self._store.load)}
+        loop = asyncio.get_running_loop()
+        self._store = await loop.run_in_executor(self._records, self._open_store)
+        self.jobs = {job.id: job for job in await loop.run_in_executor(self._records, self._store.load)}
         self._writer = asyncio.create_task(self._write_down())
 
     async def close(self) -> None:
@@ -55,18 +58,21 @@ class Book:
         with suppress(asyncio.CancelledError):
             await self._writer
         for identity in self._unwritten:
-            with suppress(SQLAlchemyError, OSError):
-                await self.in_thread(self._store.save, self.jobs[identity].model_copy(deep=True))
-        await self.in_thread(self._store.close)
-        self._thread.shutdown()
+            try:
+                await self._save(self.jobs[identity])
+            except Exception:
+                log.exception("job %s cannot be written down", identity)
+        await asyncio.get_running_loop().run_in_executor(self._records, self._store.close)
+        await asyncio.to_thread(self._folders.shutdown)
+        self._records.shutdown()
 
     async def in_thread(self, work: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-        """Run blocking work in the one thread that touches store and folders: in the order of the calls."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*arguments, **options))
+        """Run blocking work on jobs' folders in the one thread that touches them: in the order of the calls."""
+        return await asyncio.get_running_loop().run_in_executor(self._folders, lambda: work(*arguments, **options))
 
     def in_background(self, work: Callable[..., object], *arguments: Any) -> None:
         """The same, waited for by nobody; a failure is logged."""
-        future = self._thread.submit(work, *arguments)
+        future = self._folders.submit(work, *arguments)
         future.add_done_callback(_log_failure)
 
     def get(self, identity: str) -> Job:
@@ -86,9 +92,8 @@ class Book:
         Raises:
             UnavailableError, DiskFullError: it cannot be written down now, and is not taken.
         """
-        assert self._store
         try:
-            await self.in_thread(self._store.save, job.model_copy(deep=True))
+            await self._save(job)
         except (SQLAlchemyError, OSError) as error:
             log.exception("a job cannot be written down")
             if is_disk_full(error) or "disk is full" in str(error):
@@ -102,6 +107,15 @@ class Book:
         self._tell(job.id)
         self._unwritten.add(job.id)
         self._something.set()
+
+    async def settled(self, job: Job) -> None:
+        """Note a change and wait until it is on disk, though not for ever: a locked database must not show."""
+        self._tell(job.id)
+        try:
+            await asyncio.wait_for(self._save(job), SETTLE_SECONDS)
+        except Exception:
+            log.warning("job %s cannot be written down at once", job.id, exc_info=True)
+            self.changed(job)
 
     def glimpsed(self, job: Job) -> None:
         """Note a change that is not worth writing down."""
@@ -128,15 +142,20 @@ class Book:
         if watched:
             watched.set()
 
-    async def _write_down(self) -> None:
+    async def _save(self, job: Job) -> None:
+        """Keep a job as it is now; saves follow each other in the order of the calls."""
         assert self._store
+        copy = job.model_copy(deep=True)
+        await asyncio.get_running_loop().run_in_executor(self._records, self._store.save, copy)
+
+    async def _write_down(self) -> None:
         while True:
             await self._something.wait()
             self._something.clear()
             while self._unwritten:
                 identity = self._unwritten.pop()
                 try:
-                    await self.in_thread(self._store.save, self.jobs[identity].model_copy(deep=True))
+                    await self._save(self.jobs[identity])
                 except (SQLAlchemyError, OSError):
                     log.exception("job %s cannot be written down; trying again", identity)
                     self._unwritten.add(identity)
@@ -144,6 +163,8 @@ class Book:
                 except asyncio.CancelledError:
                     self._unwritten.add(identity)
                     raise
+                except Exception:  # one record that cannot be written must not keep the others from it
+                    log.exception("job %s cannot be written down", identity)
 
 
 def _log_failure(future: Any) -> None:  # noqa: ANN401  # a future of anything

@@ -25,6 +25,7 @@ class Job(BaseModel):
         has_checkpoint: whether it can be resumed.
         pause_asked: a pause has yet to be heeded.
         same_batches: a resume can go on in the middle of an epoch.
+        cleared: it was cancelled to free memory, not because nobody wants it.
         deaths: of its process since its last checkpoint.
     """
 
@@ -50,6 +51,7 @@ class Job(BaseModel):
     final_accuracy: float = 0.0
     has_checkpoint: bool = False
     pause_asked: bool = False
+    cleared: bool = False
     same_batches: bool = True
     deaths: int = 0
 
@@ -61,7 +63,8 @@ class Job(BaseModel):
     @property
     def resumable(self) -> bool:
         """Whether a resume is possible: paused, or ended short of completion with its checkpoint kept."""
-        return self.state == "paused" or (self.state in {"failed", "cancelled"} and self.has_checkpoint)
+        ended_early = self.state in {"failed", "cancelled"}
+        return self.state == "paused" or (ended_early and (self.has_checkpoint or self.cleared))
 
     def end(self, state: State) -> None:
         """Move to an ended state."""

@@ -61,7 +61,7 @@ class Run:
         except SegserveError as error:
             return End("failed", {}, error.message)
         except WorkerDiedError as error:
-            return End("died", {"last_lines": list(error.last_lines)}, str(error))
+            return End("died", {}, str(error))
         except OSError as error:
             return End("died", {}, f"no process could be started: {error.strerror}")
         finally:
@@ -83,6 +83,8 @@ class Run:
     def _hear(self, event: dict[str, Any]) -> None:
         """Take in one event of the process."""
         job, kind = self.job, event["kind"]
+        if job.state != "training":
+            return  # cancelled meanwhile
         if kind == "log":
             self._book.in_background(self.folder.append, [event["line"]])
             return

@@ -9,13 +9,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from segserve.errors import UnavailableError
+from segserve.errors import DiskFullError, UnavailableError, is_disk_full
 from segserve.jobs.book import Book
 from segserve.jobs.errors import wrong_state
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import ENDED, Job
 from segserve.jobs.run import End, Run
-from segserve.models.classifiers import ClassifierStore
+from segserve.models.classifiers import Classifier, ClassifierStore
 from segserve.state import StateDir
 from segserve.training.spec import TrainingSpec
 from segserve.workers.placement import Placement
@@ -26,7 +26,7 @@ MOST_DEATHS = 2
 CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
 CLOSE_SECONDS = 8.0  # and when the server stops
 KEEP_SECONDS = 7 * 24 * 3600.0
-LAST_LINES = 5
+SWEEP_SECONDS = 3600.0
 
 
 class Runner:
@@ -62,17 +62,19 @@ class Runner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cleared: set[str] = set()
         self._closing = False
+        self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Read the records; what ran or waited when the last server ended is queued again."""
         await self._book.open()
+        published = {model.metadata.get("job_id"): model for model in await asyncio.to_thread(self._classifiers.all)}
         for job in self._book.jobs.values():
-            if job.state == "training":
-                job.state = "paused" if job.pause_asked and job.has_checkpoint else "queued"
-                job.pause_asked = False
+            if job.state == "training" and job.id in published:  # the end came between the model and its record
+                self._complete(job, published[job.id])
+            elif job.state == "training":
+                job.state, job.pause_asked = ("paused" if job.pause_asked else "queued"), False
                 self._book.changed(job)
-            if job.state in ENDED and job.has_checkpoint and time.time() - (job.ended or 0) > KEEP_SECONDS:
-                self._forget_checkpoint(job)
+        self._sweeper = asyncio.create_task(self._sweep())
         self._serve_queue()
 
     async def close(self) -> None:
@@ -80,6 +82,8 @@ class Runner:
         if self._closing:
             return
         self._closing = True
+        if self._sweeper:
+            self._sweeper.cancel()
         await self._end_runs(CLOSE_SECONDS)
         await self._book.close()
 
@@ -89,8 +93,7 @@ class Runner:
         Raises:
             UnavailableError, DiskFullError: it cannot be written down now.
         """
-        if self._closing:
-            raise UnavailableError("The server is shutting down.")
+        self._refuse_when_closing()
         job = Job(id=self._new_id(), spec=spec, warnings=list(warnings))
         await self._book.add(job)
         self._serve_queue()
@@ -99,29 +102,34 @@ class Runner:
     async def cancel(self, identity: str) -> Job:
         """End a job for good and free its room; one that has ended already stays as it is."""
         job = self._book.get(identity)
+        self._refuse_when_closing()
         if job.state not in ENDED:
+            job.has_checkpoint = False  # before anything is waited for: from now on nobody can resume it
             job.end("cancelled")
+            await self._book.settled(job)
             run = self._runs.get(identity)
             if run:
                 await run.stop()
-            self._forget_checkpoint(job)
+            self._book.in_background(self.folder(identity).remove_checkpoint)
         return job
 
-    def pause(self, identity: str) -> Job:
+    async def pause(self, identity: str) -> Job:
         """Stop a job so that it can go on later.
 
         Raises:
             BadInputError: it has ended.
         """
         job = self._book.get(identity)
+        self._refuse_when_closing()
         if job.state in ENDED:
             raise wrong_state("pause", job.state, "only one that is queued or training can be paused")
         if job.state == "queued":
             job.state = "paused"
         elif job.state == "training":
             job.pause_asked = True
-            self._runs[identity].pause()
-        self._book.changed(job)
+            if run := self._runs.get(identity):
+                run.pause()
+        await self._book.settled(job)
         return job
 
     def check_resumable(self, identity: str) -> Job:
@@ -131,25 +139,26 @@ class Runner:
             BadInputError: this one cannot.
         """
         job = self._book.get(identity)
-        if not job.resumable:
+        if not job.resumable or (identity in self._runs and job.state != "paused"):
             raise wrong_state(
                 "resume", job.state, "only a paused one can go on, or one that ended with its checkpoint kept"
             )
         return job
 
-    def resume(self, identity: str, spec: TrainingSpec) -> Job:
+    async def resume(self, identity: str, spec: TrainingSpec) -> Job:
         """Queue a job again, perhaps changed; it goes on where its checkpoint is.
 
         Raises:
             BadInputError: its state does not allow it.
         """
         job = self.check_resumable(identity)
+        self._refuse_when_closing()
         before, after = job.spec, spec
         unchanged = (before.data_path, before.training.batch_size) == (after.data_path, after.training.batch_size)
         job.same_batches = job.same_batches and unchanged
         job.spec, job.state, job.error, job.ended, job.deaths = spec, "queued", "", None, 0
-        job.enqueued = time.time()
-        self._book.changed(job)
+        job.enqueued, job.cleared = time.time(), False
+        await self._book.settled(job)
         self._serve_queue()
         return job
 
@@ -173,14 +182,28 @@ class Runner:
         return JobFolder(self._state.jobs, identity)
 
     async def _end_runs(self, seconds: float) -> None:
-        """Ask every run for a checkpoint, then end those that have not ended by themselves."""
+        """Ask every run that trains for a checkpoint, then end those that have not ended by themselves."""
         runs, tasks = list(self._runs.values()), list(self._tasks.values())
+        training = [self._tasks[run.job.id] for run in runs if run.job.stage == "training"]
         for run in runs:
             run.pause()
-        if tasks:
-            await asyncio.wait(tasks, timeout=seconds)
+        if training:
+            await asyncio.wait(training, timeout=seconds)
         await asyncio.gather(*(run.stop() for run in runs))
         await asyncio.gather(*tasks)
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise UnavailableError("The server is shutting down.")
+
+    async def _sweep(self) -> None:
+        """Now and then: forget the checkpoints of what ended long ago."""
+        while True:
+            await asyncio.to_thread(self._classifiers.sweep)
+            for job in self._book.jobs.values():
+                if job.state in ENDED and job.has_checkpoint and time.time() - (job.ended or 0) > KEEP_SECONDS:
+                    self._forget_checkpoint(job)
+            await asyncio.sleep(SWEEP_SECONDS)
 
     def _serve_queue(self) -> None:
         """Start what waits, as long as there are free devices."""
@@ -233,6 +256,7 @@ class Runner:
             job.end("failed")
             self._book.in_background(run.folder.append, [f"failed: {end.reason}"])
         elif job.id in self._cleared:
+            job.cleared = True
             job.end("cancelled")
         elif end.how == "paused":
             # One that was paused by the server's end goes on with the next server.
@@ -244,30 +268,39 @@ class Runner:
     def _count_death(self, run: Run, end: End) -> None:
         job = run.job
         job.deaths += 1
-        lines = end.reply.get("last_lines", [])[-LAST_LINES:]
-        self._book.in_background(run.folder.append, [*lines, f"the training's process ended: {end.reason}"])
+        self._book.in_background(run.folder.append, [f"the training's process ended: {end.reason}"])
         if job.deaths < MOST_DEATHS:
             job.state, job.pause_asked = ("paused", False) if job.pause_asked else ("queued", False)
             return
-        job.error = f"The training stopped twice without getting further: {end.reason}." + "".join(
-            f"\n{line}" for line in lines
-        )
+        job.error = f"The training stopped twice without getting further: {end.reason}. Its log tells how far it came."
         job.end("failed")
 
     async def _publish(self, run: Run, reply: dict[str, Any]) -> None:
         job = run.job
         kind = job.spec.architecture.type
-        model = await self._book.in_thread(self._classifiers.publish, run.folder.model, kind, reply["metadata"])
+        metadata = {**reply["metadata"], "job_id": job.id}
+        try:
+            model = await self._book.in_thread(self._classifiers.publish, run.folder.model, kind, metadata)
+        except OSError as error:
+            log.exception("the model of job %s cannot be published", job.id)
+            why = DiskFullError().message if is_disk_full(error) else f"{error.strerror}."
+            job.error = f"The finished model could not be stored: {why} Resume the training to try again."
+            job.end("failed")
+            return
         if job.state == "cancelled":  # meanwhile
             await self._book.in_thread(self._classifiers.delete, model.id)
             return
-        job.model_id = model.id
-        job.final_loss, job.final_accuracy = reply["final_loss"], reply["final_accuracy"]
         for warning in reply["warnings"]:
             job.warn(warning)
+        self._complete(job, model)
+        log.info("job %s is completed: model %s", job.id, model.id)
+
+    def _complete(self, job: Job, model: Classifier) -> None:
+        figures = model.metadata["training"]
+        job.model_id = model.id
+        job.final_loss, job.final_accuracy = figures["final_loss"], figures["final_accuracy"]
         job.end("completed")
         self._forget_checkpoint(job)
-        log.info("job %s is completed: model %s", job.id, model.id)
 
     def _forget_checkpoint(self, job: Job) -> None:
         job.has_checkpoint = False

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Protocol
 
 from pydantic import ValidationError
 from sqlalchemy import Column, Float, MetaData, String, Table, Text, create_engine, delete, event, insert, select
+from sqlalchemy.engine import Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from segserve.errors import SegserveError
 from segserve.jobs.record import Job
 
 log = logging.getLogger(__name__)
@@ -47,9 +51,15 @@ class SqlJobStore:
     """Records in an SQLite file."""
 
     def __init__(self, path: Path) -> None:
-        self._engine = create_engine(f"sqlite:///{path}")
-        event.listen(self._engine, "connect", _prepare)
-        METADATA.create_all(self._engine)
+        try:
+            self._engine = _open(path)
+        except OperationalError as error:  # locked, or no room: nothing is wrong with the file
+            raise SegserveError(f"The job records {path} cannot be opened: {error.orig}.") from None
+        except DatabaseError:
+            aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+            path.replace(aside)
+            log.warning("the job records were damaged; they are now %s, and the list of jobs starts anew", aside)
+            self._engine = _open(path)
 
     def load(self) -> list[Job]:
         """See `JobStore`. A record that a newer server wrote, and that makes no sense here, is left alone."""
@@ -73,6 +83,17 @@ class SqlJobStore:
     def close(self) -> None:
         """See `JobStore`."""
         self._engine.dispose()
+
+
+def _open(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}")
+    event.listen(engine, "connect", _prepare)
+    try:
+        METADATA.create_all(engine)
+    except DatabaseError:
+        engine.dispose()
+        raise
+    return engine
 
 
 def _prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

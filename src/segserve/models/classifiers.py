@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from segserve.errors import MissingError, SegserveError
+from segserve.errors import MissingError, SegserveError, printable
 
 METADATA_FILE = "metadata.json"
+RENAME_TRIES, RENAME_SECONDS = 10, 0.5
 LARGEST_METADATA = 16 * 2**20
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
@@ -33,7 +36,7 @@ class Classifier:
 
     def wire(self) -> dict[str, str]:
         """The entry of the protocol's list."""
-        return {"id": self.id, "name": self.name, "type": self.type, "path": str(self.path)}
+        return {"id": self.id, "name": self.name, "type": self.type, "path": printable(str(self.path))}
 
 
 class ClassifierStore:
@@ -90,6 +93,11 @@ class ClassifierStore:
             ) from None
         shutil.rmtree(doomed, ignore_errors=True)
 
+    def sweep(self) -> None:
+        """Remove what is left of models that were being deleted when the server ended."""
+        for doomed in self.own.glob(".deleted-*"):
+            shutil.rmtree(doomed, ignore_errors=True)
+
     def publish(self, folder: Path, kind: str, metadata: Mapping[str, Any]) -> Classifier:
         """Make a finished folder a classifier, under an id made of its kind and the time, by renaming it.
 
@@ -113,7 +121,7 @@ class ClassifierStore:
         for path in folder.iterdir():
             _to_disk(path)
         target = self.own / identity
-        folder.rename(target)
+        _rename(folder, target)
         return _classifier(target, described, identity, ours=True)
 
 
@@ -135,7 +143,7 @@ def _read_all(root: Path, *, ours: bool) -> Iterator[Classifier]:
         if metadata is not None:
             stated = metadata.get("id")
             named = not ours and isinstance(stated, str) and SAFE_ID.fullmatch(stated)
-            yield _classifier(folder, metadata, str(stated) if named else folder.name, ours=ours)
+            yield _classifier(folder, metadata, str(stated) if named else printable(folder.name), ours=ours)
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:
@@ -147,7 +155,20 @@ def read_metadata(folder: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return _clean(content) if isinstance(content, dict) else None
+
+
+def _clean(value: Any) -> Any:  # noqa: ANN401  # JSON
+    """JSON without what JSON does not have: numbers that are none, and halves of characters."""
+    if isinstance(value, dict):
+        return {printable(key): _clean(inner) for key, inner in value.items() if not _is_no_number(inner)}
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value if not _is_no_number(inner)]
+    return printable(value) if isinstance(value, str) else value
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _classifier(folder: Path, metadata: dict[str, Any], identity: str, *, ours: bool) -> Classifier:
@@ -162,6 +183,24 @@ def _classifier(folder: Path, metadata: dict[str, Any], identity: str, *, ours: 
         metadata=metadata,
         ours=ours,
     )
+
+
+def _rename(folder: Path, target: Path) -> None:
+    """Rename, waiting out a virus scanner that has a file of it open; then force the new name to the disk."""
+    for _ in range(RENAME_TRIES):
+        try:
+            folder.rename(target)
+            break
+        except PermissionError:
+            time.sleep(RENAME_SECONDS)
+    else:
+        folder.rename(target)
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _to_disk(path: Path) -> None:

@@ -36,7 +36,7 @@ def augment(images: Tensor, masks: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         torch.manual_seed(seed)
         # The warps fill with 0 what they have no pixel for: with every number one higher, 0 is nobody's.
         labels = torch.where(masks == UNLABELLED, 0, masks + 1).float().unsqueeze(1)
-        for warp in (_rigid(), _elastic()):
+        for warp in (_rigid(square=images.shape[2] == images.shape[3]), _elastic()):
             images, labels = warp(images, labels)
         images = _colour()(images.clamp(0, 1))
     numbers = labels.squeeze(1).round().long() - 1
@@ -44,14 +44,15 @@ def augment(images: Tensor, masks: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _rigid() -> AugmentationSequential:
+def _rigid(*, square: bool) -> AugmentationSequential:
     from kornia import augmentation as K  # noqa: N812  # kornia's own custom
     from kornia.constants import DataKey, Resample, SamplePadding
 
     return K.AugmentationSequential(
         K.RandomHorizontalFlip(p=0.5),
         K.RandomVerticalFlip(p=0.5),
-        K.RandomRotation90(times=(0, 3), p=0.5),
+        # A patch that is not square would leave its frame at a quarter turn.
+        K.RandomRotation90(times=(0, 3) if square else (2, 2), p=0.5),
         K.RandomAffine(degrees=FREE_ROTATION, p=0.25, padding_mode="reflection", align_corners=True),
         data_keys=["input", "mask"],
         extra_args={

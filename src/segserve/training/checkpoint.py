@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from segserve.training.progress import KEPT
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,9 @@ def load(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        log.warning("the checkpoint cannot be read, the training starts anew: %s", type(error).__name__)
-        return None
-    return state
+        if set(KEPT) | {"network", "optimizer", "precision", "threads"} <= set(state):
+            return state
+    except Exception as error:  # a damaged file fails in as many ways as there are bytes
+        log.warning("the checkpoint cannot be read: %s", type(error).__name__)
+    log.warning("the training starts anew: its checkpoint is damaged, or of another version")
+    return None

@@ -34,7 +34,7 @@ def choose(wanted: str, *, mixed: bool) -> Place:
         wanted: `cuda:N`, `mps` or `cpu`.
         mixed: permits reduced precision where the hardware has it.
     """
-    if wanted.startswith("cuda") and torch.cuda.is_available():
+    if wanted.startswith("cuda:") and int(wanted.removeprefix("cuda:")) < torch.cuda.device_count():
         return Place(wanted, torch.cuda.get_device_name(wanted), _cuda_precision() if mixed else "32-true")
     if wanted == "mps" and torch.backends.mps.is_available():
         return Place("mps", "Apple Silicon (MPS)", "32-true")

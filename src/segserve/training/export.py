@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from segserve.engines.openvino import OpenVINOEngine
-from segserve.errors import SegserveError
+from segserve.errors import DiskFullError, SegserveError
 from segserve.tiles.frame import crop, pad, padded_size
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 STATE_FILE = "model.pt"
 SAFE_FILE = "model.safetensors"
 ONNX_FILE = "model.onnx"
+FILES = 3  # each as large as the weights
 OPSET = 18
 INPUT, OUTPUT = "input", "output"
 TRACED = (128, 160)
@@ -38,7 +40,11 @@ TOLERANCE = 1e-3
 def write_weights(network: nn.Module, folder: Path) -> None:
     """Write `model.pt` and `model.safetensors`: the state dict under the keys of segmentation-models-pytorch."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    torch.save(state, folder / STATE_FILE)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if shutil.disk_usage(folder).free < size * FILES:
+        raise DiskFullError
+    with (folder / STATE_FILE).open("wb") as stream:
+        torch.save(state, stream)
     save_file(state, folder / SAFE_FILE)
 
 

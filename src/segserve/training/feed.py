@@ -52,9 +52,12 @@ class Feed:
                 yield batch
 
     def _batch(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
-        if len(numbers) == 1 and self.architecture.pools_to_one:
-            numbers = numbers * 2  # batch normalisation of a single value is undefined
         divisor, least = self.architecture.size_divisor, self.architecture.size_least
+        if len(numbers) == 1:
+            height, width = self.patches.masks[numbers[0]].shape
+            # The deepest map is one pixel, or is pooled to one: batch normalisation of a single value is undefined.
+            if self.architecture.pools_to_one or padded_size(height, width, divisor, least) == (divisor, divisor):
+                numbers = numbers * 2
         images = [
             pad(normalize(self.patches.images[number], self.normalization, self.stats), divisor, least)
             for number in numbers

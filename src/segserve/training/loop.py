@@ -153,7 +153,7 @@ class Loop:
         """The scores of the network as it is; None if a pause is asked for meanwhile."""
         self._model.eval()
         spec, device = self.setting.spec, self._fabric.device
-        evaluation = Evaluation(spec.classes, device)
+        evaluation = Evaluation(spec.classes)
         plan = self.setting.validation.plan(spec.training.batch_size, seed=0, epoch=0, shuffle=False)
         with torch.no_grad():
             for images, masks in self.setting.validation.batches(plan):
@@ -232,7 +232,8 @@ class Loop:
         hyper = self.setting.spec.training
         for group in self._optimizer.param_groups:
             group["weight_decay"] = hyper.weight_decay
-        self._fabric.strategy.precision.load_state_dict(state["precision"])
+        if state["precision"]:  # empty unless it had a scaler
+            self._fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress.state = None  # it holds every weight twice
 
     def _to_device(self, weights: list[float] | None) -> Tensor | None:

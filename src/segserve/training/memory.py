@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import psutil
 import torch
 from torch import Tensor, nn
 
 from segserve.training.device import Place
+
+log = logging.getLogger(__name__)
 
 FLOAT = 4
 # Weights, gradients and the two moments of Adam.
@@ -29,14 +33,18 @@ def estimate(network: nn.Module, shape: tuple[int, int, int, int], place: Place)
             kept += output.numel()
 
     leaves = [module for module in network.modules() if not list(module.children())]
+    was_training = network.training
+    network.eval()
     hooks = [leaf.register_forward_hook(count) for leaf in leaves]
     try:
         with torch.no_grad():
             on_meta = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
             torch.func.functional_call(network, on_meta, torch.empty(shape, device="meta"))
-    except (RuntimeError, NotImplementedError):
-        kept = 0  # a network that asks for values; the weights are still known
+    except Exception:  # an estimate is not worth a training
+        log.debug("the memory of the activations cannot be estimated", exc_info=True)
+        kept = 0
     finally:
+        network.train(was_training)
         for hook in hooks:
             hook.remove()
     weights = sum(parameter.numel() for parameter in network.parameters()) * FLOAT

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +31,24 @@ class Scores:
     per_class_loss: dict[str, float]
 
 
+@contextmanager
+def _counting_plainly() -> Iterator[None]:
+    """Counts on the processor are deterministic anyway; told to be, torchmetrics lays out pixels x classes squared."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 class Evaluation:
     """Collects batches of one validation pass."""
 
-    def __init__(self, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
-        count = len(classes)
-        self._confusion = MulticlassConfusionMatrix(count, ignore_index=UNLABELLED).to(device)
-        # Sums of thousands of pixels a batch; MPS has no float64.
-        self._precision = torch.float32 if device.type == "mps" else torch.float64
-        self._class_loss = torch.zeros(count, dtype=self._precision, device=device)
+        self._confusion = MulticlassConfusionMatrix(len(classes))
+        self._class_loss = torch.zeros(len(classes), dtype=torch.float64)
         self._loss = 0.0
         self._patches = 0
 
@@ -51,19 +60,22 @@ class Evaluation:
         patches = int(labelled.flatten(1).any(1).sum())
         self._loss += float(loss) * patches
         self._patches += patches
-        self._confusion.update(logits.argmax(1), target)
-        pixel_loss = F.cross_entropy(logits.float(), target, ignore_index=UNLABELLED, reduction="none")
-        self._class_loss.index_add_(0, target[labelled], pixel_loss[labelled].to(self._precision))
+        pixel_loss = F.cross_entropy(logits.float(), target, ignore_index=UNLABELLED, reduction="none")[labelled]
+        # Counted on the processor: MPS has no float64, and CUDA no deterministic count.
+        found, truth = logits.argmax(1)[labelled].cpu(), target[labelled].cpu()
+        with _counting_plainly():
+            self._confusion.update(found, truth)
+            self._class_loss += torch.bincount(truth, pixel_loss.cpu().double(), minlength=len(self._classes))
 
     def scores(self) -> Scores:
         """The figures of everything added; zeros if nothing labelled was."""
         if not self._patches:
             return Scores(0.0, 0.0, 0.0, {}, {})
-        confusion = self._confusion.compute().double().cpu()
+        confusion = self._confusion.compute().double()
         truth, found, right = confusion.sum(1), confusion.sum(0), confusion.diagonal()
         present = [index for index in range(len(self._classes)) if truth[index] > 0]
         iou = (right / (truth + found - right).clamp(min=1)).tolist()
-        losses = (self._class_loss.double().cpu() / truth.clamp(min=1)).clamp(max=LARGEST_LOSS).tolist()
+        losses = (self._class_loss / truth.clamp(min=1)).clamp(max=LARGEST_LOSS).tolist()
         return Scores(
             loss=self._loss / self._patches,
             accuracy=float(right.sum() / truth.sum()),

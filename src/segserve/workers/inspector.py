@@ -35,6 +35,7 @@ class Inspector:
         self._cache = cache
         self._worker: Worker | None = None
         self._starting = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._asking = 0
         self._idle: asyncio.TimerHandle | None = None
 
@@ -47,7 +48,8 @@ class Inspector:
         call = Call(verb, body, inputs=inputs or {})
         self._asking += 1
         try:
-            return await asyncio.wait_for(self._once_more(call), ANSWER_SECONDS)
+            async with self._turn:  # the time counts from when it is this question's turn
+                return await asyncio.wait_for(self._once_more(call), ANSWER_SECONDS)
         except TimeoutError:
             await self._end()
             raise UnavailableError(f"This took longer than {ANSWER_SECONDS:.0f} s to find out: try again.") from None

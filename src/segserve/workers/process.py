@@ -20,7 +20,7 @@ from segserve import logs
 from segserve.errors import DiskFullError, SegserveError, TooLargeError, is_disk_full
 from segserve.state import StateDir
 from segserve.workers.verbs import Cancelled, Request
-from segserve.workers.wire import decode, encode
+from segserve.workers.wire import decode, encode_reply
 
 log = logging.getLogger("segserve.worker")
 
@@ -99,7 +99,7 @@ class Loop:
 
     def _say(self, message: dict[str, Any]) -> None:
         with self._speaking:
-            self._replies.write(encode(message))
+            self._replies.write(encode_reply(message))
             self._replies.flush()
 
 

@@ -18,6 +18,11 @@ def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
+def encode_reply(message: dict[str, Any]) -> bytes:
+    """The same for what ends in answers and records: text that no UTF-8 can carry is told with question marks."""
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+
+
 def decode(line: bytes) -> dict[str, Any]:
     """The message in a line."""
     message: dict[str, Any] = json.loads(line)

@@ -16,11 +16,12 @@ from segserve.workers.inspector import Inspector
 
 @dataclass(frozen=True)
 class Hall:
-    """The core, as this door uses it."""
+    """The core, as this door uses it. `scanner` is an inspector of its own: looking through data takes long."""
 
     settings: Settings
     state: StateDir
     inspector: Inspector
+    scanner: Inspector
     book: Book
     runner: Runner
     classifiers: ClassifierStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from segserve.models.catalog.architectures import canonical_architecture
 from segserve.training.spec import (
@@ -87,6 +87,13 @@ class TrainRequest(BaseModel):
                 return {**body, "training": block}  # refused where it belongs
             merged.update(block)
         return _without_nulls({**body, "training": merged})
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: list[str]) -> list[str]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("two classes have the same name")
+        return classes
 
     def spec(self) -> TrainingSpec:
         """The request in the core's words.

@@ -41,7 +41,7 @@ async def clear_gpu(request: Request) -> dict[str, Any]:
     place = hall(request)
     before = await asyncio.to_thread(memory_info)
     cancelled = await place.runner.clear()
-    await asyncio.gather(place.inspector.close(), request.app.state.supervisor.rest())
+    await asyncio.gather(place.inspector.close(), place.scanner.close(), request.app.state.supervisor.rest())
     after = await asyncio.to_thread(memory_info)
     answer: dict[str, Any] = {
         **await asyncio.to_thread(gpu_info),

@@ -57,7 +57,7 @@ async def cancel_training(request: Request, job_id: str) -> dict[str, Any]:
 @router.post("/train/{job_id}/pause")
 async def pause_training(request: Request, job_id: str) -> dict[str, Any]:
     """Stop a training after the batch at hand, with a checkpoint."""
-    hall(request).runner.pause(job_id)
+    await hall(request).runner.pause(job_id)
     return {"status": "pausing", "job_id": job_id}
 
 
@@ -71,7 +71,7 @@ async def resume_training(
     spec = changes.applied_to(place.runner.check_resumable(job_id).spec)
     if changes.data_path:
         await _check(place, spec)
-    place.runner.resume(job_id, spec)
+    await place.runner.resume(job_id, spec)
     return {"status": "resuming", "job_id": job_id}
 
 
@@ -134,7 +134,7 @@ async def _check(place: Hall, spec: TrainingSpec) -> list[str]:
             "weights_dir": place.weights_dir,
         },
     )
-    found = await place.inspector.ask(
+    found = await place.scanner.ask(
         "data",
         {
             "data_path": spec.data_path,

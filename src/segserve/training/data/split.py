@@ -50,8 +50,9 @@ def _hold_out(counts: Counts, fraction: float, seed: int) -> set[int]:
     left = present.sum(axis=0)
     held: list[int] = []
     covered = np.zeros(present.shape[1], np.bool_)
+    free = np.ones(total, np.bool_)
     while len(held) < wanted:
-        rest = order[~np.isin(order, held)]
+        rest = order[free[order]]
         keeps = ((left - present[rest] >= 1) | (left == 0)).all(axis=1)
         if not keeps.any() and held:
             break
@@ -60,6 +61,7 @@ def _hold_out(counts: Counts, fraction: float, seed: int) -> set[int]:
         lost = (left - present[rest] < (left > 0)).sum(axis=1)
         chosen = int(rest[np.lexsort((-gain, lost))[0]])
         held.append(chosen)
+        free[chosen] = False
         left = left - present[chosen]
         covered |= present[chosen]
     return set(held)

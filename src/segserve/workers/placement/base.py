@@ -20,13 +20,11 @@ class WorkerDiedError(Exception):
 
     Attributes:
         began: whether it had begun the call. One that it had not begun may be asked of another worker.
-        last_lines: the end of its log.
     """
 
-    def __init__(self, cause: str, *, began: bool, last_lines: tuple[str, ...] = ()) -> None:
+    def __init__(self, cause: str, *, began: bool) -> None:
         super().__init__(cause)
         self.began = began
-        self.last_lines = last_lines
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,14 @@ class LocalPlacement:
         command = [sys.executable, "-m", "segserve.workers.process", *flags, "--", label]
         # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, **_detached()
+            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, env=_environment(), **_detached()
         )
         return LocalWorker(process)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and CUDA's devices in the driver's order, by which the server counts them."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
 
 
 def _detached() -> dict[str, Any]:
@@ -180,7 +185,7 @@ class LocalWorker:
             sys.stderr.write(f"{text}\n")
 
     def _death(self, *, began: bool) -> WorkerDiedError:
-        return WorkerDiedError(self._cause(), began=began, last_lines=tuple(self._last_lines))
+        return WorkerDiedError(self._cause(), began=began)
 
     def _cause(self) -> str:
         code = self._process.returncode

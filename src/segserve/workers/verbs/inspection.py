@@ -1,4 +1,4 @@
-"""What the inspector can be asked."""
+"""What the inspector can be asked. Torch is imported by the first question that needs it: scans of data do not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 from segserve.training.data.check import quick_check
 from segserve.training.data.request import DataRequest
-from segserve.training.network import inspect
 from segserve.workers.verbs.base import Request
 
 SCAN_SECONDS = 45.0
@@ -17,22 +16,32 @@ class InspectionVerbs:
 
     def layers(self, request: Request) -> dict[str, Any]:
         """The layer groups of a network."""
+        from segserve.training.network import inspect
+
         return {"layers": inspect.layers(request.body)}
 
     def encoder(self, request: Request) -> dict[str, Any]:
         """One encoder's catalogue entry."""
+        from segserve.training.network import inspect
+
         return inspect.encoder(request.body)
 
     def all_encoders(self, request: Request) -> dict[str, Any]:
         """Every encoder's catalogue entry."""
+        from segserve.training.network import inspect
+
         return {"encoders": inspect.all_encoders(request.body)}
 
     def combinations(self, request: Request) -> dict[str, Any]:
         """Whether an architecture works with an encoder."""
+        from segserve.training.network import inspect
+
         return inspect.combinations(request.body)
 
     def network(self, request: Request) -> dict[str, Any]:
         """Everything that can be known of a network before it is trained."""
+        from segserve.training.network import inspect
+
         return inspect.check_network(request.body)
 
     def data(self, request: Request) -> dict[str, Any]:

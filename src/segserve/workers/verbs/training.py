@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 
 from segserve import logs
+from segserve.errors import BadInputError
 from segserve.training import checkpoint
 from segserve.training.events import (
     BatchDone,
@@ -27,6 +29,10 @@ from segserve.training.spec import TrainingSpec
 from segserve.training.train import Order, train
 from segserve.workers.verbs.base import Request
 
+log = logging.getLogger("segserve.worker")
+
+# torch says it in as many ways as it has allocators, all of them as RuntimeError.
+OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|failed to allocate", re.IGNORECASE)
 BATCH_EVENT_SECONDS = 0.5
 NICE = 5
 
@@ -41,6 +47,15 @@ class TrainingVerbs:
         logging.getLogger("segserve").addHandler(handler)
         try:
             return self._train(request)
+        except RuntimeError as error:
+            if not OUT_OF_MEMORY.search(str(error)):
+                raise
+            log.exception("out of memory")
+            batch = request.body["spec"]["training"]["batch_size"]
+            raise BadInputError(
+                f"There is not enough memory on {request.body['device']} for this training: lower batch_size "
+                f"(it is {batch}), or choose a smaller encoder or smaller patches."
+            ) from None
         finally:
             logging.getLogger("segserve").removeHandler(handler)
 
@@ -100,10 +115,12 @@ class _JobLog(logging.Handler):
     def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
         super().__init__(logging.INFO)
         self._emit_event = emit
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self._clock = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = logs.one_line(self.format(record))
+        """Tell the message without its traceback, which is the server's own affair."""
+        text = logs.one_line(record.getMessage())
+        line = f"{self._clock.formatTime(record)} {record.levelname:7} {text}"
         self._emit_event({"kind": "log", "line": line})
 
 
