@@ -1,0 +1,424 @@
+"""The queue of trainings, with processes that do as they are told: order, deaths, pauses, restarts, locked records."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segserve.errors import BadInputError, SegserveError
+from segserve.jobs.book import Book
+from segserve.jobs.record import Job
+from segserve.jobs.runner import Runner
+from segserve.jobs.store import SqlJobStore
+from segserve.models.classifiers import ClassifierStore
+from segserve.state import StateDir
+from segserve.training.spec import ArchitectureChoice, Hyperparameters, InputConfig, TrainingSpec
+from segserve.workers.placement import Call, Kind, Listener, WorkerDiedError
+
+METADATA = {"name": "made", "architecture": {"type": "unet"}, "training": {"final_loss": 0.5, "final_accuracy": 0.75}}
+FINISHED = {"outcome": "finished", "metadata": METADATA, "final_loss": 0.5, "final_accuracy": 0.75, "warnings": []}
+Script = Callable[["Process"], Awaitable[dict[str, Any]]]
+
+
+class Process:
+    """A training process that follows a script."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._task: asyncio.Task[dict[str, Any]] | None = None
+        self.told = asyncio.Event()
+        self.listen: Listener = lambda _: None
+        self.call_made: Call | None = None
+        self.alive = True
+
+    async def call(self, call: Call, listen: Listener | None = None) -> dict[str, Any]:
+        assert listen
+        if not self.alive:
+            raise WorkerDiedError("its process was killed", began=False)
+        self.listen, self.call_made = listen, call
+        self._task = asyncio.ensure_future(self._script(self))
+        try:
+            return await self._task
+        except asyncio.CancelledError:
+            raise WorkerDiedError("its process was killed", began=True) from None
+
+    def tell(self, word: str) -> None:
+        assert word == "pause"
+        self.told.set()
+
+    async def stop(self) -> None:
+        self.alive = False
+        if self._task and not self._task.done():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def say(self, kind: str, **more: Any) -> None:
+        self.listen({"kind": kind, **more})
+
+    def finish_epoch(self, number: int) -> None:
+        self.say("epoch", epoch={"epoch": number, "val_loss": 1.0, "train_loss": 1.0})
+
+    def save(self) -> None:
+        assert self.call_made
+        self.call_made.outputs["checkpoint"].write_text("weights")
+        self.say("checkpoint")
+
+
+class Processes:
+    """Starts processes; each takes the next script, the last one is for all that follow."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self._scripts = list(scripts)
+        self.started: list[tuple[str, Process]] = []
+
+    async def start(self, label: str, kind: Kind) -> Process:
+        assert kind == "training"
+        script = self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
+        process = Process(script)
+        self.started.append((label.removeprefix("training "), process))
+        return process
+
+
+async def completes(process: Process) -> dict[str, Any]:
+    process.say("stage", stage="training")
+    process.finish_epoch(1)
+    assert process.call_made
+    (process.call_made.outputs["model"] / "model.pt").write_bytes(b"weights")
+    return FINISHED
+
+
+async def dies(process: Process) -> dict[str, Any]:
+    raise WorkerDiedError("its process was killed", began=True)
+
+
+async def saves_and_dies(process: Process) -> dict[str, Any]:
+    process.finish_epoch(1)
+    process.save()
+    raise WorkerDiedError("its process was killed", began=True)
+
+
+async def waits_for_pause(process: Process) -> dict[str, Any]:
+    process.say("stage", stage="training")
+    await process.told.wait()
+    process.finish_epoch(1)
+    process.save()
+    return {"outcome": "paused"}
+
+
+async def hangs(process: Process) -> dict[str, Any]:
+    process.say("stage", stage="training")
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def fails(process: Process) -> dict[str, Any]:
+    raise BadInputError("The training diverged.")
+
+
+@pytest.fixture(autouse=True)
+def _stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segserve.jobs.runner.CLOSE_SECONDS", 0.5)
+
+
+def spec(**training: Any) -> TrainingSpec:
+    return TrainingSpec(
+        architecture=ArchitectureChoice(type="unet"),
+        input_config=InputConfig(num_channels=3),
+        training=Hyperparameters(**training),
+        classes=["a", "b"],
+        data_path="/data",
+    )
+
+
+@asynccontextmanager
+async def running(
+    root: Path, *scripts: Script, devices: tuple[str, ...] = ("cpu",)
+) -> AsyncIterator[tuple[Runner, Book, Processes]]:
+    """A server's runner on a state directory, ended as SIGTERM ends it."""
+    state = StateDir(root / "state")
+    for folder in (state.jobs, state.models):
+        folder.mkdir(parents=True, exist_ok=True)
+    processes = Processes(*scripts)
+    book = Book(lambda: SqlJobStore(state.job_records))
+    classifiers = ClassifierStore(state.models, root / "foreign")
+    runner = Runner(processes, book, classifiers, state, devices=devices, options={})
+    await runner.start()
+    try:
+        yield runner, book, processes
+    finally:
+        await runner.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("never")
+
+
+def kept(root: Path) -> dict[str, Job]:
+    """What a next server would find."""
+    store = SqlJobStore(root / "state" / "jobs.sqlite")
+    try:
+        return {job.id: job for job in store.load()}
+    finally:
+        store.close()
+
+
+def test_trainings_run_one_at_a_time_in_the_order_they_came(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, book, processes):
+            jobs = [await runner.submit(spec(), []) for _ in range(4)]
+            assert [job.state for job in jobs] == ["training", "queued", "queued", "queued"]
+            await until(lambda: all(job.state == "completed" for job in jobs))
+            assert [identity for identity, _ in processes.started] == [job.id for job in jobs]
+            assert len({job.model_id for job in jobs}) == 4
+            assert (jobs[0].final_loss, jobs[0].final_accuracy) == (0.5, 0.75)
+            assert list(book.jobs) == [job.id for job in jobs]
+
+    asyncio.run(story())
+
+
+def test_each_device_has_a_training_of_its_own(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, hangs, devices=("cuda:0", "cuda:1")) as (runner, _, processes):
+            jobs = [await runner.submit(spec(), []) for _ in range(3)]
+            await until(lambda: len(processes.started) == 2)
+            assert [job.state for job in jobs] == ["training", "training", "queued"]
+            await until(lambda: all(process.call_made for _, process in processes.started))
+            assert [p.call_made.body["device"] for _, p in processes.started if p.call_made] == ["cuda:0", "cuda:1"]
+
+    asyncio.run(story())
+
+
+def test_a_dead_process_is_replaced_once_and_again_after_each_checkpoint(tmp_path: Path) -> None:
+    async def story() -> None:
+        scripts = (dies, saves_and_dies, saves_and_dies, dies, dies)
+        async with running(tmp_path, *scripts) as (runner, _, processes):
+            job = await runner.submit(spec(), [])
+            await until(lambda: job.state == "failed")
+            # One death, then a checkpoint and a death, twice; then a second death without a new checkpoint.
+            assert len(processes.started) == 4
+            assert "stopped twice without getting further" in job.error
+            assert "killed" in runner.folder(job.id).log.read_text()
+            assert job.resumable
+
+    asyncio.run(story())
+
+
+def test_a_failure_is_told_and_its_checkpoint_kept(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, fails, waits_for_pause) as (runner, book, _):
+            job = await runner.submit(spec(), [])
+            await until(lambda: job.state == "failed")
+            assert job.error == "The training diverged."
+            with pytest.raises(BadInputError, match="Cannot resume job in state failed"):
+                await runner.resume(job.id, job.spec)
+            other = await runner.submit(spec(), [])
+            await runner.pause(other.id)
+            await until(lambda: other.state == "paused")
+            assert other.has_checkpoint
+            assert book.get(other.id).epoch == 1
+
+    asyncio.run(story())
+
+
+def test_a_pause_a_resume_and_what_the_process_is_told_of_them(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, waits_for_pause, completes) as (runner, _, processes):
+            job = await runner.submit(spec(), [])
+            await runner.pause(job.id)
+            await until(lambda: job.state == "paused")
+            await runner.resume(job.id, spec(batch_size=3))
+            await until(lambda: job.state == "completed")
+            calls = [process.call_made for _, process in processes.started]
+            assert calls[0] is not None
+            assert calls[1] is not None
+            assert (calls[0].body["resume"], calls[1].body["resume"]) == (False, True)
+            assert calls[1].body["same_batches"] is False
+            assert calls[1].body["spec"]["training"]["batch_size"] == 3
+            assert not runner.folder(job.id).checkpoint.exists()
+
+    asyncio.run(story())
+
+
+def test_a_waiting_job_is_paused_and_cancelled_without_ever_running(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (runner, _, processes):
+            first, second, third = [await runner.submit(spec(), []) for _ in range(3)]
+            await runner.pause(second.id)
+            await runner.cancel(third.id)
+            await runner.cancel(first.id)
+            assert [job.state for job in (first, second, third)] == ["cancelled", "paused", "cancelled"]
+            await asyncio.sleep(0.1)
+            assert len(processes.started) <= 1
+            for ended in (first, third):
+                with pytest.raises(BadInputError, match="Cannot pause job in state cancelled"):
+                    await runner.pause(ended.id)
+                with pytest.raises(BadInputError, match="Cannot resume job in state cancelled"):
+                    await runner.resume(ended.id, ended.spec)
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause"])
+def test_what_was_answered_survives_a_kill(tmp_path: Path, verb: str) -> None:
+    """The record is read while the server still runs: that is what a killed one leaves."""
+
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (runner, _, _processes):
+            jobs = [await runner.submit(spec(), []) for _ in range(2)]
+            for job in jobs:
+                await getattr(runner, verb)(job.id)
+            found = kept(tmp_path)
+            if verb == "cancel":
+                assert {job.state for job in found.values()} == {"cancelled"}
+            else:
+                assert found[jobs[0].id].pause_asked
+                assert found[jobs[1].id].state == "paused"
+
+    asyncio.run(story())
+
+
+def test_the_next_server_goes_on_where_this_one_was_stopped(tmp_path: Path) -> None:
+    async def first() -> list[str]:
+        async with running(tmp_path, waits_for_pause) as (runner, _, processes):
+            jobs = [await runner.submit(spec(), []) for _ in range(2)]
+            await until(lambda: processes.started and processes.started[0][1].call_made)
+            return [job.id for job in jobs]
+
+    async def second(identities: list[str]) -> None:
+        async with running(tmp_path, completes) as (_, book, processes):
+            await until(lambda: all(book.get(identity).state == "completed" for identity in identities))
+            assert [identity for identity, _ in processes.started] == identities
+            resumed = processes.started[0][1].call_made
+            assert resumed is not None
+            assert resumed.body["resume"] is True
+
+    asyncio.run(second(asyncio.run(first())))
+
+
+def test_a_pause_that_a_killed_server_had_promised_holds(tmp_path: Path) -> None:
+    store_path = tmp_path / "state" / "jobs.sqlite"
+    store_path.parent.mkdir()
+    store = SqlJobStore(store_path)
+    store.save(Job(id="aaaaaaaa", spec=spec(), state="training", pause_asked=True))
+    store.save(Job(id="bbbbbbbb", spec=spec(), state="training"))
+    store.close()
+
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (_, book, _processes):
+            assert book.get("aaaaaaaa").state == "paused"
+            assert book.get("bbbbbbbb").state == "training"
+
+    asyncio.run(story())
+
+
+def test_a_model_that_was_published_before_its_record_is_not_made_twice(tmp_path: Path) -> None:
+    store_path = tmp_path / "state" / "jobs.sqlite"
+    store_path.parent.mkdir()
+    store = SqlJobStore(store_path)
+    store.save(Job(id="aaaaaaaa", spec=spec(), state="training", has_checkpoint=True))
+    store.close()
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "model.pt").write_bytes(b"weights")
+    model = ClassifierStore(tmp_path / "state" / "models").publish(made, "unet", {**METADATA, "job_id": "aaaaaaaa"})
+
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (_, book, processes):
+            job = book.get("aaaaaaaa")
+            assert (job.state, job.model_id, job.final_accuracy) == ("completed", model.id, 0.75)
+            assert not processes.started
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("script", [waits_for_pause, hangs], ids=["in time", "not in time"])
+def test_clearing_cancels_what_runs_pauses_what_waits_and_both_can_go_on(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segserve.jobs.runner.CHECKPOINT_SECONDS", 0.3)
+
+    async def story() -> None:
+        async with running(tmp_path, script, completes) as (runner, _, processes):
+            first, second = [await runner.submit(spec(), []) for _ in range(2)]
+            await until(lambda: processes.started and processes.started[0][1].call_made)
+            assert await runner.clear() == [first.id]
+            assert (first.state, second.state) == ("cancelled", "paused")
+            assert not processes.started[0][1].alive
+            assert first.has_checkpoint == (script is waits_for_pause)
+            await runner.resume(first.id, first.spec)
+            await runner.resume(second.id, second.spec)
+            await until(lambda: first.state == second.state == "completed")
+
+    asyncio.run(story())
+
+
+def test_a_locked_database_neither_shows_nor_loses_anything(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, book, _):
+            lock = sqlite3.connect(tmp_path / "state" / "jobs.sqlite", isolation_level=None)
+            job = await runner.submit(spec(), [])
+            lock.execute("BEGIN IMMEDIATE")
+            await until(lambda: job.state == "completed")
+            assert book.get(job.id).model_id
+            assert kept(tmp_path)[job.id].state != "completed"
+            lock.execute("ROLLBACK")
+            lock.close()
+        assert kept(tmp_path)[job.id].state == "completed"
+
+    asyncio.run(story())
+
+
+def test_a_job_that_cannot_be_written_down_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segserve.jobs.store.BUSY_MILLISECONDS", 50)
+
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, book, _):
+            lock = sqlite3.connect(tmp_path / "state" / "jobs.sqlite", isolation_level=None)
+            lock.execute("BEGIN IMMEDIATE")
+            with pytest.raises(SegserveError, match="cannot write the training down") as refused:
+                await runner.submit(spec(), [])
+            assert refused.value.status == 503
+            assert not book.jobs
+            lock.execute("ROLLBACK")
+            lock.close()
+            assert (await runner.submit(spec(), [])).id in book.jobs
+
+    asyncio.run(story())
+
+
+def test_damaged_records_are_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "jobs.sqlite").write_bytes(b"not a database at all" * 100)
+
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, book, _):
+            assert not book.jobs
+            job = await runner.submit(spec(), [])
+            await until(lambda: job.state == "completed")
+
+    asyncio.run(story())
+    assert list((tmp_path / "state").glob("jobs.sqlite.damaged-*"))
+
+
+def test_watchers_hear_of_every_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, book, _):
+            job = await runner.submit(spec(), [])
+            seen = []
+            async for now in book.watch(job.id):
+                seen.append(now.state)
+                if now.state == "completed":
+                    break
+            assert seen[-1] == "completed"
+
+    asyncio.run(story())
