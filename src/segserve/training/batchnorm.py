@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from segserve.training.network.freeze import Frozen
 
 
-@contextmanager
-def remeasured(network: nn.Module, frozen: Frozen | None) -> Iterator[bool]:
-    """What runs through the network meanwhile gives its batch-norm layers, frozen ones apart, new statistics.
+class Remeasuring:
+    """Batch-norm layers while they average what runs through them with what they remember.
 
-    Running averages lag behind the weights by tens of steps. On a few dozen patches, where an epoch has ten, that makes
-    validation jump and picks the wrong epoch as the best. See Wu and Johnson 2021, "Rethinking Batch in BatchNorm".
-
-    Yields:
-        Whether there is any such layer. All else is in evaluation mode, as it will be when the statistics are used.
+    Running averages lag behind the weights by tens of steps. On a few dozen patches, where an epoch has ten, that
+    makes validation jump and picks the wrong epoch as the best (Wu and Johnson 2021, "Rethinking Batch in BatchNorm").
+    What is remembered counts as one batch: the statistics of very few patches alone would know channels that never
+    vary, and blow up where one does.
     """
-    network.train()
-    if frozen:
-        frozen.hold()
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
-    network.eval()
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # a plain average over all batches
-        layer.training = True
-    try:
-        yield bool(layers)
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.training = False
+
+    def __init__(self, network: nn.Module, frozen: Frozen | None) -> None:
+        """Put all but the layers that are not frozen in evaluation mode, as it will be when the statistics are used."""
+        network.train()
+        if frozen:
+            frozen.hold()
+        self.layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
+        network.eval()
+        self._before = [{name: tensor.clone() for name, tensor in layer.named_buffers()} for layer in self.layers]
+        self._momenta = [layer.momentum for layer in self.layers]
+        for layer in self.layers:
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.fill_(1)
+            layer.momentum = None  # a plain average over all batches
+            layer.training = True
+
+    def end(self, *, keep: bool) -> None:
+        """Put the layers back to evaluation, with the new statistics or with those they had."""
+        for layer, buffers, momentum in zip(self.layers, self._before, self._momenta, strict=True):
+            layer.momentum, layer.training = momentum, False
+            for name, tensor in layer.named_buffers():
+                if not keep or name == "num_batches_tracked":
+                    tensor.copy_(buffers[name])

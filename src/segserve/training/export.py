@@ -135,7 +135,10 @@ def _verify(network: nn.Module, path: Path, channels: int, divisor: int, least: 
             expected = crop(network(torch.from_numpy(padded)), height, width)
         engine = OpenVINOEngine(path, INPUT, padded.shape)
         found = crop(engine(padded), height, width)
-        gap = float(np.abs(_softmax(torch.from_numpy(found)) - _softmax(expected)).max())
+        # Noise is nothing the network has learnt on: where it overflows for torch, it may for the engine too.
+        with np.errstate(invalid="ignore"):
+            gaps = np.abs(_softmax(torch.from_numpy(found)) - _softmax(expected))[np.isfinite(_softmax(expected))]
+        gap = float(gaps.max(initial=0))
         if not gap <= TOLERANCE:  # NaN is a difference too
             raise SegserveError(f"its probabilities differ from torch's by {gap:.2g} at {height} x {width} pixels")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segserve.errors import BadInputError
 from segserve.training.augment import augment
-from segserve.training.batchnorm import remeasured
+from segserve.training.batchnorm import Remeasuring
 from segserve.training.device import Place
 from segserve.training.events import BatchDone, CheckpointReady, EpochDone, Event, Paused
 from segserve.training.feed import Feed
@@ -143,11 +143,15 @@ class Loop:
         """Give batch normalisation the statistics of some training patches, as they are without augmentation."""
         hyper, feed = self.setting.spec.training, self.setting.train
         plan = feed.plan(hyper.batch_size, seed=hyper.seed, epoch=self.progress.epoch, shuffle=True)
-        with remeasured(self.network, self.setting.frozen) as needed, torch.no_grad():
-            for images, _ in feed.batches(plan[: max(1, MEASURED_PATCHES // hyper.batch_size)] if needed else []):
+        measuring, keep = Remeasuring(self.network, self.setting.frozen), True
+        batches = plan[: max(1, MEASURED_PATCHES // hyper.batch_size)] if measuring.layers else []
+        with torch.no_grad():
+            for images, _ in feed.batches(batches):
                 if self.pause_asked():
-                    return  # it is done again before it matters
+                    keep = False  # it is done again, from the same start, when the training goes on
+                    break
                 self._model(images.to(self._fabric.device, memory_format=torch.channels_last))
+        measuring.end(keep=keep)
 
     def _validate(self) -> Scores | None:
         """The scores of the network as it is; None if a pause is asked for meanwhile."""
