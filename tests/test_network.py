@@ -57,11 +57,6 @@ def worst_difference(folder: Path, architecture: str, encoder: str) -> float:
     return worst
 
 
-@pytest.mark.parametrize("architecture", ["unet", "pspnet"])
-def test_an_exported_network_is_right_at_other_sizes(tmp_path: Path, architecture: str) -> None:
-    assert worst_difference(tmp_path, architecture, "resnet18") < 1e-4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("architecture", "encoder"), list(product(NAMES, ["resnet18", *DIFFICULT])))
 def test_every_exported_network_is_right_at_other_sizes(tmp_path: Path, architecture: str, encoder: str) -> None:

@@ -204,6 +204,7 @@ def test_resume_and_events_of_an_unknown_job_are_404(client: ClassifierClient) -
     assert client.call("GET", "/train/00000000/events").status_code == 404
 
 
+@pytest.mark.slow
 def test_jobs_that_wait_can_be_paused_resumed_and_cancelled(idle: ClassifierClient, data: Path, door: Served) -> None:
     running, second, third = (idle.start_training(endless(data)) for _ in range(3))
     for job_id in (second, third):
@@ -310,6 +311,7 @@ def test_clearing_the_gpu_answers_the_fields_of_both_forms(client: ClassifierCli
     assert "null" not in json.dumps(answer)
 
 
+@pytest.mark.slow
 def test_clearing_the_gpu_cancels_what_runs_and_keeps_what_waits(
     idle: ClassifierClient, data: Path, door: Served
 ) -> None:

@@ -32,10 +32,15 @@ class Remeasuring:
             layer.momentum = None  # a plain average over all batches
             layer.training = True
 
-    def end(self, *, keep: bool) -> None:
-        """Put the layers back to evaluation, with the new statistics or with those they had."""
+    def end(self) -> None:
+        """Put the layers in evaluation mode too, with what they have measured."""
         for layer, buffers, momentum in zip(self.layers, self._before, self._momenta, strict=True):
             layer.momentum, layer.training = momentum, False
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.copy_(buffers["num_batches_tracked"])
+
+    def undo(self) -> None:
+        """Give the layers back the statistics they had."""
+        for layer, buffers in zip(self.layers, self._before, strict=True):
             for name, tensor in layer.named_buffers():
-                if not keep or name == "num_batches_tracked":
-                    tensor.copy_(buffers[name])
+                tensor.copy_(buffers[name])

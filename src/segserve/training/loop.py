@@ -84,9 +84,10 @@ class Loop:
         while self.progress.epoch < hyper.epochs and not self._is_waiting_in_vain():
             began = time.monotonic()
             yield from self._batches()
-            self._remeasure()
+            measured = self._remeasure()
             scores = None if self.pause_asked() else self._validate()
             if scores is None:
+                measured.undo()  # when the training goes on, it is done again, and from the same start
                 yield CheckpointReady(self._state())
                 yield Paused()
                 return
@@ -139,19 +140,19 @@ class Loop:
         self.progress.loss_sum += value * len(images)
         self.progress.loss_count += len(images)
 
-    def _remeasure(self) -> None:
+    def _remeasure(self) -> Remeasuring:
         """Give batch normalisation the statistics of some training patches, as they are without augmentation."""
         hyper, feed = self.setting.spec.training, self.setting.train
         plan = feed.plan(hyper.batch_size, seed=hyper.seed, epoch=self.progress.epoch, shuffle=True)
-        measuring, keep = Remeasuring(self.network, self.setting.frozen), True
+        measuring = Remeasuring(self.network, self.setting.frozen)
         batches = plan[: max(1, MEASURED_PATCHES // hyper.batch_size)] if measuring.layers else []
         with torch.no_grad():
             for images, _ in feed.batches(batches):
                 if self.pause_asked():
-                    keep = False  # it is done again, from the same start, when the training goes on
                     break
                 self._model(images.to(self._fabric.device, memory_format=torch.channels_last))
-        measuring.end(keep=keep)
+        measuring.end()
+        return measuring
 
     def _validate(self) -> Scores | None:
         """The scores of the network as it is; None if a pause is asked for meanwhile."""
