@@ -12,8 +12,8 @@ from skimage.morphology import remove_small_holes, remove_small_objects
 CLASSES = ("Other", "DAB positive")
 COLOURS = ("#2ec4f3", "#ff9f1c")
 POSITIVE = 1
-OUTLINE_PIXELS = 8.0
-"""How coarsely the truth is outlined: the standard deviation of a Gaussian, a little under a nucleus."""
+OUTLINE_PIXELS = 6.0
+"""How coarsely the truth is outlined: the standard deviation of a Gaussian, about half a nucleus."""
 STRONG_STAIN = 0.8
 """Quantile of the amount of stain at which it is capped: brown is brown, however dark."""
 SMALLEST_REGION = 400

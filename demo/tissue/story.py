@@ -53,7 +53,7 @@ def _say_truth(slide: Slide) -> None:
     height, width, _ = slide.image.shape
     share = float((slide.truth[:, slide.split :] == POSITIVE).mean())
     say(f"{width} x {height} pixels, RGB; columns from {slide.split} on are the right third")
-    say("what counts as true: the amount of brown, capped, smoothed over most of a nucleus, cut by Otsu's threshold.")
+    say("what counts as true: the amount of brown, capped, smoothed over half a nucleus, cut by Otsu's threshold.")
     say("It labels the strokes and judges the result; nothing else sees it")
     say(f"{CLASSES[POSITIVE]} on the right third: {share:.0%}")
 
