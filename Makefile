@@ -28,7 +28,7 @@ $(READY): pyproject.toml requirements.lock | $(UV)
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
 	@touch $(READY)
 
-demo: install  ## the main job, end to end, on a real brain (two to three minutes)
+demo: install  ## the main jobs, end to end: a real brain, real tissue (five to ten minutes)
 	$(BIN)/python -m demo
 
 serve: install  ## start the server on its default addresses

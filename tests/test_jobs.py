@@ -176,7 +176,6 @@ def test_trainings_run_one_at_a_time_in_the_order_they_came(tmp_path: Path) -> N
     async def story() -> None:
         async with running(tmp_path, completes) as (runner, book, processes):
             jobs = [await runner.submit(spec(), []) for _ in range(4)]
-            assert [job.state for job in jobs] == ["training", "queued", "queued", "queued"]
             await until(lambda: all(job.state == "completed" for job in jobs))
             assert [identity for identity, _ in processes.started] == [job.id for job in jobs]
             assert len({job.model_id for job in jobs}) == 4

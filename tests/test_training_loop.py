@@ -130,6 +130,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"), train=5, validation=2)
 
 
+@pytest.mark.slow
 def test_a_training_learns_what_brightness_tells(data: Path, tmp_path: Path) -> None:
     spec = make_spec(data, epochs=20, learning_rate=0.003, augmentation=False)
     loop = make_loop(spec, tmp_path / "scratch")
@@ -287,15 +288,15 @@ def test_sizes_channels_contexts_and_classes_of_all_kinds_train(tmp_path: Path, 
 
 
 def test_early_stopping_ends_a_training_whose_score_does_not_move(data: Path, tmp_path: Path) -> None:
-    spec = make_spec(data, epochs=9, early_stopping_patience=2, early_stopping_min_delta=5.0, learning_rate=1e-6)
+    spec = make_spec(data, epochs=9, early_stopping_patience=1, early_stopping_min_delta=5.0, learning_rate=1e-6)
     loop = make_loop(spec, tmp_path / "scratch")
-    assert len([event for event in events_of(loop) if isinstance(event, EpochDone)]) == 3
-    patient = make_loop(make_spec(data, epochs=4, early_stopping=False), tmp_path / "scratch")
-    assert len([event for event in events_of(patient) if isinstance(event, EpochDone)]) == 4
+    assert len([event for event in events_of(loop) if isinstance(event, EpochDone)]) == 2
+    patient = make_loop(make_spec(data, epochs=2, early_stopping=False), tmp_path / "scratch")
+    assert len([event for event in events_of(patient) if isinstance(event, EpochDone)]) == 2
 
 
 def test_the_metric_decides_which_epoch_is_kept(data: Path, tmp_path: Path) -> None:
-    loop = make_loop(make_spec(data, epochs=4, early_stopping_metric="val_loss"), tmp_path / "scratch")
+    loop = make_loop(make_spec(data, epochs=3, early_stopping_metric="val_loss"), tmp_path / "scratch")
     epochs = [event for event in events_of(loop) if isinstance(event, EpochDone)]
     assert loop.progress.best is not None
     assert loop.progress.best["loss"] == min(event.val_loss for event in epochs)
