@@ -331,6 +331,7 @@ def test_clearing_the_gpu_cancels_what_runs_and_keeps_what_waits(
     assert reaches(idle, running, done + 1)["status"] == "training"
 
 
+@pytest.mark.slow
 def test_a_restarted_server_goes_on_with_its_training(tmp_path: Path, data: Path) -> None:
     env = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), **NOWHERE}
     first = start_server(tmp_path / "state", env=env)
