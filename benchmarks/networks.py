@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SETTLING_PATCH = 32
 
 
 class Block(nn.Sequential):
@@ -39,12 +43,33 @@ class UNet(nn.Module):
         return logits
 
 
-def write_unet(path: Path, *, classes: int, width: int, patch: int) -> Path:
-    """Export a random U-Net with a fixed patch."""
+def random_unet(*, classes: int, width: int) -> UNet:
+    """A U-Net in evaluation mode, the same random weights each time.
+
+    Its normalisation has seen one patch in 0..1: without, one class would be the highest everywhere.
+    """
+    torch.manual_seed(0)
+    network = UNet(classes, width)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm3d):
+            layer.momentum = None  # the average of what was seen, and nothing of the values it starts with
+    with torch.no_grad():
+        network(torch.rand(1, 1, *[SETTLING_PATCH] * 3))
+    return network.eval()
+
+
+def gigaflops(network: nn.Module, patch: int) -> float:
+    """What one patch costs: two operations for each multiplication of the convolutions, in thousands of millions."""
+    image = torch.empty(1, 1, patch, patch, patch, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(network).to("meta")(image)
+    return float(counter.get_total_flops()) / 1e9
+
+
+def write_onnx(network: nn.Module, path: Path, *, patch: int) -> Path:
+    """Export a network with a fixed patch."""
     # The exporter warns of torchvision, which this network has no use for.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    torch.manual_seed(0)
-    network = UNet(classes, width).eval()
     shape = torch.zeros(1, 1, patch, patch, patch)
     torch.onnx.export(network, (shape,), str(path), dynamo=True, external_data=False, verbose=False)
     return path

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.volume import _seconds
+from benchmarks.timing import seconds
 from segserve import devices
 from segserve.models.catalog.architectures import architecture
 from segserve.tiles.normalize import Normalization
@@ -60,11 +60,11 @@ def _epochs(data: Path, work: Path) -> None:
         contenders[f"ours, {place.precision}"] = _ours(data, work, place, augmentation=True)
     for contender in contenders.values():
         contender()  # kernels are chosen, caches filled
-    rounds = [[_seconds(contender) for contender in contenders.values()] for _ in range(REPEATS)]
+    rounds = [[seconds(contender) for contender in contenders.values()] for _ in range(REPEATS)]
     medians = [statistics.median(times) for times in zip(*rounds, strict=True)]
-    for name, seconds in zip(contenders, medians, strict=True):
+    for name, epoch in zip(contenders, medians, strict=True):
         bound = medians[0] if "32-true" in name else medians[3]
-        print(f"  {name}: {seconds:.2f} s an epoch = {seconds / bound:.2f} x the bare loop")
+        print(f"  {name}: {epoch:.2f} s an epoch = {epoch / bound:.2f} x the bare loop")
     if len(places) == 2:
         print(f"  bfloat16 is {medians[2] / medians[5]:.2f} x as fast as float32")
 
@@ -137,14 +137,14 @@ def _polls(work: Path) -> None:
             server.post(f"/api/v1/train/{job}/cancel")
     finally:
         server.stop()
-    for name, seconds in (("idle", idle), ("one job trains, two wait", busy)):
-        print(f"  polls, {name}: median {_ms(seconds, 50)} ms, p99 {_ms(seconds, 99)} ms")
+    for name, latencies in (("idle", idle), ("one job trains, two wait", busy)):
+        print(f"  polls, {name}: median {_ms(latencies, 50)} ms, p99 {_ms(latencies, 99)} ms")
 
 
 def _latencies(server: Served, paths: Sequence[str]) -> list[float]:
     times = []
     for number in range(POLLS):
-        times.append(_seconds(partial(_poll, server, paths[number % len(paths)])))
+        times.append(seconds(partial(_poll, server, paths[number % len(paths)])))
         time.sleep(POLL_SECONDS)
     return times
 

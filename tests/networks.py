@@ -22,8 +22,9 @@ Constants = dict[str, npt.NDArray[Any] | np.generic]
 
 
 class Options(TypedDict, total=False):
-    """`spatial` and `batch` fix axes that are dynamic otherwise."""
+    """`spatial` and `batch` fix axes that are dynamic otherwise; `dtype` is the type of everything."""
 
+    dtype: str
     spatial: Sequence[int] | None
     batch: int | None
     metadata: Mapping[str, str]
@@ -100,6 +101,29 @@ def conv_network(path: Path, classes: int, seed: int = 0, **options: Unpack[Opti
     return _save(path, nodes, constants, classes, options)
 
 
+def two_outputs_network(path: Path, **options: Unpack[Options]) -> Path:
+    """Two outputs: `logits`, two classes, label = (x > 0); `others`, three classes, label 2 wherever x > 1, else 1."""
+    constants: Constants = {
+        "w": np.array([-1, 1], np.float32).reshape(2, 1, 1, 1, 1),
+        "v": np.array([0, 0, 1], np.float32).reshape(3, 1, 1, 1, 1),
+        "b": np.array([-9, 1, 0], np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w"], ["logits"], kernel_shape=[1, 1, 1]),
+        helper.make_node("Conv", ["image", "v", "b"], ["others"], kernel_shape=[1, 1, 1]),
+    ]
+    saved = _save(path, nodes, constants, 2, options)
+    model = onnx.load(saved)
+    more = onnx.ValueInfoProto()
+    more.CopyFrom(model.graph.output[0])
+    more.name = "others"
+    more.type.tensor_type.shape.dim[1].dim_value = 3
+    model.graph.output.append(more)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
 def wide_network(path: Path, classes: int = 105, **options: Unpack[Options]) -> Path:
     """Many classes for little work: label = the class number nearest to x (logits 2kx - k²)."""
     numbers = np.arange(classes, dtype=np.float32)
@@ -141,15 +165,22 @@ def _save(
 ) -> Path:
     size: list[int | str] = [*(options.get("spatial") or ("z", "y", "x"))]
     lot = options.get("batch") or "n"
+    dtype = np.dtype(options.get("dtype", "float32"))
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
     graph = helper.make_graph(
         nodes,
         "network",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [lot, 1, *size])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [lot, classes, *size])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+        [helper.make_tensor_value_info("image", kind, [lot, 1, *size])],
+        [helper.make_tensor_value_info("logits", kind, [lot, classes, *size])],
+        [numpy_helper.from_array(_as(dtype, value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     helper.set_model_props(model, dict(options.get("metadata", {})))
     onnx.checker.check_model(model)
     onnx.save(model, path)
     return path
+
+
+def _as(dtype: np.dtype[Any], value: npt.NDArray[Any] | np.generic) -> npt.NDArray[Any]:
+    array = np.asarray(value)
+    return array.astype(dtype) if array.dtype == np.float32 else array

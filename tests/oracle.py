@@ -74,6 +74,7 @@ def segment(
     orientation: str = "LPI",
     window: tuple[float, float] | None = None,
     decide: Callable[[Array], Array] | None = None,
+    weights: Array | None = None,
 ) -> Array:
     """The labels of a NIfTI file on its own grid, array[i, j, k] (the file's own number of axes).
 
@@ -86,7 +87,7 @@ def segment(
     held = letters_of(affine_of(volumes.header_of(path.read_bytes())))
     axes, flips = placement(held, orientation if orientation != "native" else held)
     fed = np.flip(intensities.transpose(axes), flips)
-    logits = sliding_logits(fed, forward, patch, stride or [max(1, side // 2) for side in patch])
+    logits = sliding_logits(fed, forward, patch, stride or [max(1, side // 2) for side in patch], weights)
     labels = (decide or decided)(logits)
     return np.asarray(np.flip(labels, flips).transpose(np.argsort(axes))).reshape(shape)
 
@@ -164,8 +165,21 @@ def windows(shape: Sequence[int], patch: Sequence[int], stride: Sequence[int]) -
         yield tuple(slice(start, start + side) for start, side in zip(corner, patch, strict=True))
 
 
-def sliding_logits(fed: Array, forward: Forward, patch: Sequence[int], stride: Sequence[int]) -> Array:
-    """The mean logits (K, Z, Y, X) of all windows over each voxel."""
+def gaussian(patch: Sequence[int]) -> Array:
+    """The weight of each voxel of a patch: a bell of an eighth of the patch in width, not below a thousandth."""
+    weights = np.ones(patch)
+    for axis, side in enumerate(patch):
+        for place in range(side):
+            curve = np.exp(-0.5 * ((place - (side - 1) / 2) / (side / 8)) ** 2)
+            weights[(slice(None),) * axis + (place,)] *= curve
+    return np.maximum(weights, 1e-3)
+
+
+def sliding_logits(
+    fed: Array, forward: Forward, patch: Sequence[int], stride: Sequence[int], weights: Array | None = None
+) -> Array:
+    """The mean logits (K, Z, Y, X) of all windows over each voxel, each by its weight there."""
+    each = np.ones(patch) if weights is None else weights
     missing = [max(side - length, 0) for side, length in zip(patch, fed.shape, strict=True)]
     padded = np.pad(fed, [(gap // 2, gap - gap // 2) for gap in missing], mode="edge")
     total: Array = np.zeros(0, np.float32)
@@ -174,8 +188,8 @@ def sliding_logits(fed: Array, forward: Forward, patch: Sequence[int], stride: S
         logits = forward(np.ascontiguousarray(padded[window]))
         if total.size == 0:
             total = np.zeros((len(logits), *padded.shape), np.float32)
-        total[(slice(None), *window)] += logits
-        count[window] += 1
+        total[(slice(None), *window)] += logits * each
+        count[window] += each
     inside = tuple(slice(gap // 2, gap // 2 + length) for gap, length in zip(missing, fed.shape, strict=True))
     return np.asarray((total / count)[(slice(None), *inside)])
 
@@ -228,13 +242,13 @@ def place_forward(threshold: float, patch: Sequence[int]) -> Forward:
     return lambda fed: np.asarray(np.where(fed > np.float32(threshold), above, below))
 
 
-def onnx_forward(model: Path) -> Forward:
+def onnx_forward(model: Path, dtype: npt.DTypeLike = np.float32, output: int = 0) -> Forward:
     """The network itself, run by ONNX Runtime on the CPU."""
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
     def forward(patch: Array) -> Array:
-        answer = np.asarray(session.run(None, {name: patch[None, None]})[0], np.float32)
+        answer = np.asarray(session.run(None, {name: patch[None, None].astype(dtype)})[output], np.float32)
         return answer.reshape(answer.shape[1:])
 
     return forward

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
+from segserve.volumes.blend import window_weights
 from segserve.volumes.grid import Grid, window_starts
 from segserve.volumes.labels import above_half, above_zero, highest_class
-from segserve.volumes.sliding import Decide, Sweep, check_finite
+from segserve.volumes.sliding import Decide, Sweep, Windows, check_finite
 
 SMALL = st.integers(1, 9)
 
@@ -29,10 +30,12 @@ class PlaceNetwork:
         self.input_shape: tuple[int, ...] = (batch, 1, *patch)
         generator = np.random.default_rng(math.prod(patch) + classes)
         self._weights = generator.integers(-9, 9, (classes, *patch)).astype(np.float32)
+        self.seen = 0
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         assert batch.shape == self.input_shape
         assert batch.dtype == np.float32
+        self.seen += 1
         return batch * self._weights + self._weights[::-1]
 
 
@@ -54,7 +57,14 @@ def slow(engine: PlaceNetwork, volume: NDArray[np.float32], stride: tuple[int, i
     return np.asarray((total / count)[(slice(None), *inside)])
 
 
-def fast(engine: PlaceNetwork, volume: NDArray[np.float32], grid: Grid, classes: int, decide: Decide) -> NDArray[Any]:
+def fast(
+    engine: PlaceNetwork,
+    volume: NDArray[np.float32],
+    grid: Grid,
+    classes: int,
+    decide: Decide,
+    windows: Windows | None = None,
+) -> NDArray[Any]:
     labels = np.full(volume.shape, 255, np.uint8)
     seen: list[int] = []
 
@@ -64,7 +74,8 @@ def fast(engine: PlaceNetwork, volume: NDArray[np.float32], grid: Grid, classes:
     def take(start: int, stop: int) -> NDArray[Any]:
         return np.moveaxis(labels, grid.sweep, 0)[start:stop]
 
-    Sweep(engine, grid, classes, decide).run(read, take, lambda done, total: seen.append(done))
+    sweep = Sweep(engine, grid, classes, decide, windows or Windows(engine.input_shape[0]))
+    sweep.run(read, take, lambda done, total: seen.append(done))
     assert seen == sorted(set(seen))
     assert seen[-1] == grid.patches
     return labels
@@ -119,3 +130,51 @@ def test_large_logits_whose_sum_overflows_are_accepted() -> None:
     with np.errstate(over="ignore"):
         assert np.isinf(logits.sum())
     check_finite(logits)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(SMALL, SMALL, SMALL),
+    patch=st.tuples(SMALL, SMALL, SMALL),
+    batch=st.integers(1, 4),
+    blend=st.sampled_from(["constant", "gaussian"]),
+    data=st.data(),
+)
+def test_uniform_windows_change_nothing_but_the_work(
+    shape: tuple[int, int, int], patch: tuple[int, int, int], batch: int, blend: str, data: st.DataObject
+) -> None:
+    z, y, x = (data.draw(st.integers(1, size)) for size in patch)
+    sweep = data.draw(st.integers(0, 2))
+    random = np.random.default_rng(data.draw(st.integers(0, 9)))
+    volume = np.zeros(shape, np.float32)
+    corner = tuple(slice(random.integers(0, size)) for size in shape)
+    volume[corner] = random.integers(0, 3, volume[corner].shape)
+    grid = Grid(shape, patch, (z, y, x), sweep)
+    given = []
+    for skip in (False, True):
+        engine = PlaceNetwork(batch, patch, 3)
+        labels = fast(engine, volume, grid, 3, highest_class, Windows(batch, window_weights(blend, patch), skip))
+        given.append((labels, engine.seen))
+    np.testing.assert_array_equal(given[0][0], given[1][0])
+    assert given[1][1] <= given[0][1]
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_air_is_computed_once(batch: int) -> None:
+    volume = np.full((24, 16, 16), -1.0, np.float32)
+    volume[:4, :4, :4] = np.arange(64).reshape(4, 4, 4)
+    engine = PlaceNetwork(batch, (4, 4, 4), 2)
+    grid = Grid((24, 16, 16), (4, 4, 4), (4, 4, 4), 0)
+    fast(engine, volume, grid, 2, highest_class, Windows(batch, None, skip_uniform=True))
+    assert engine.seen <= 2  # one window with something in it, and one of air
+    assert grid.patches == 96
+
+
+def test_negative_zero_is_not_taken_for_zero() -> None:
+    volume = np.zeros((4, 4, 8), np.float32)
+    volume[..., 4:] = -0.0
+    engine = PlaceNetwork(1, (4, 4, 4), 2)
+    fast(
+        engine, volume, Grid((4, 4, 8), (4, 4, 4), (4, 4, 4), 0), 2, highest_class, Windows(1, None, skip_uniform=True)
+    )
+    assert engine.seen == 2

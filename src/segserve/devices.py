@@ -15,6 +15,7 @@ CGROUP_MEMORY = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
+CGROUP_CPU = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/cpu"))  # version 2, then 1
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,46 @@ def has_apple_gpu() -> bool:
 
 
 def usable_cores() -> int:
-    """The processor cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The processor cores this process may run on: its affinity, and what its container may take."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cores()
+    return max(min(cores, int(quota)), 1) if quota else cores
+
+
+def compute_threads() -> int:
+    """How many threads to compute with: one a core. A core's second thread has no arithmetic unit of its own."""
+    return min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores())
+
+
+def processor_name() -> str:
+    """The processor's model, as its system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cgroup_cores() -> float | None:
+    """The cores a container's processor quota amounts to; None without one."""
+    for read in (_quota_2, _quota_1):
+        try:
+            quota, period = read()
+        except (OSError, ValueError):
+            continue
+        return quota / period if quota > 0 else None
+    return None
+
+
+def _quota_2() -> tuple[int, int]:
+    quota, period = (CGROUP_CPU[0] / "cpu.max").read_text().split()
+    return (-1 if quota == "max" else int(quota)), int(period)
+
+
+def _quota_1() -> tuple[int, int]:
+    quota, period = (int((CGROUP_CPU[1] / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+    return quota, period
 
 
 def available_memory() -> int:

@@ -24,10 +24,14 @@ from segserve.settings import settings_file
 from segserve.state import StateDir
 
 PURPOSES = {
+    "onnx": "a second engine for ONNX networks, often the faster one",
     "torch": "training pixel classifiers",
+    "cuda": "training and ONNX networks on NVIDIA GPUs; in place of onnx",
     "all": "everything a server can use",
     "dev": "working on Segserve itself",
 }
+
+STAND_INS = {"onnxruntime": ("onnxruntime-gpu",)}  # the same library, and it cannot live beside the other
 
 
 def doctor(
@@ -70,10 +74,19 @@ def _devices() -> Iterator[str]:
 
 
 def _engines() -> Iterator[str]:
-    for engine in ENGINES:
-        version = engine.version()
-        state = f"{version}, on {', '.join(engine.devices)}" if version else f"missing: pip install {engine.package}"
-        yield f"{engine.name}: {state}"
+    for name in dict.fromkeys(engine.name for engine in ENGINES):
+        packages = [engine for engine in ENGINES if engine.name == name]
+        found = [engine for engine in packages if engine.version()]
+        if len(found) > 1:
+            both = " and ".join(engine.package for engine in found)
+            yield (
+                f"{name}: {both} are both installed and overwrite each other: "
+                f"pip uninstall -y {' '.join(engine.package for engine in found)}, then pip install the one you want"
+            )
+        elif found:
+            yield f"{name}: {found[0].version()}, on {', '.join(found[0].devices)}"
+        else:
+            yield f"{name}: missing: pip install {' or '.join(engine.package for engine in packages)}"
 
 
 def _extras() -> Iterator[str]:
@@ -91,10 +104,16 @@ def _missing_of(extra: str) -> Iterator[str]:
             continue
         if requirement.marker.evaluate({"extra": ""}):
             continue
-        try:
-            distribution(requirement.name)
-        except PackageNotFoundError:
+        if not any(_installed(name) for name in (requirement.name, *STAND_INS.get(requirement.name, ()))):
             yield requirement.name
+
+
+def _installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _directories(state: StateDir) -> Iterator[str]:

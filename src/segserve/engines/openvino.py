@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.engines.base import EngineError, TensorSpec
+from segserve.devices import compute_threads
+from segserve.engines.base import EngineError, Network, TensorSpec, without_paths
 
 # OpenVINO reports its use to Google Analytics, from a forked process, and writes to the user's home for that. Without
 # this package, which it can do without, it does not.
@@ -20,51 +20,63 @@ import openvino as ov  # noqa: E402
 from openvino.frontend import FrontEndManager  # noqa: E402
 
 # Stated always: on machines with AMX, OpenVINO's own default is bfloat16.
-PRECISIONS = {"float32": "f32"}
-ABSOLUTE_PATH = re.compile(r"""(?<![\w.])(?:[A-Za-z]:)?[\\/][^\s'"]+""")
-DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64"}
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+CAPABILITIES = {"bfloat16": "BF16", "float16": "FP16"}
+DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool"}
 
 
 class OpenVINOEngine:
-    """An ONNX network compiled by OpenVINO for one input shape."""
+    """An ONNX network compiled by OpenVINO, once for every shape it is fed."""
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, path: Path, input_name: str, input_shape: tuple[int, ...], precision: str = "float32") -> None:
-        """Read and compile.
+    def __init__(self, network: Network, precision: str = "float32") -> None:
+        """Read the network.
 
         Args:
-            path: the .onnx file.
-            input_name: the input to fix at `input_shape`.
-            input_shape: (N, C, Z, Y, X).
+            network: the file, and what of it to use.
             precision: a key of `PRECISIONS`.
 
         Raises:
-            EngineError: OpenVINO cannot read the file, or the network does not accept the shape.
+            EngineError: OpenVINO cannot read the file.
         """
         self.precision = precision
-        self.input_shape = input_shape
-        model = _read(path)
-        try:
-            model.reshape({input_name: list(input_shape)})
-            self._compiled = ov.Core().compile_model(
-                model, "CPU", {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
-            )
-        except RuntimeError as error:
-            raise EngineError(
-                f"The network does not accept an input of shape {input_shape}: {_reason(error)}"
-            ) from error
-        self._request = self._compiled.create_infer_request()
+        self._dtype = network.dtype
+        self._model = _only_output(read_model(network.path), network.output)
+        self._shape: tuple[int, ...] = ()
+        self._request: Any = None
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network; see `Engine`."""
+        if batch.shape != self._shape:
+            self._compile(batch.shape)
         try:
-            self._request.infer([batch], share_inputs=True, share_outputs=True)
+            self._request.infer([batch.astype(self._dtype, copy=False)], share_inputs=True, share_outputs=True)
         except RuntimeError as error:
-            raise EngineError(f"The network failed while running: {_reason(error)}") from error
-        output: NDArray[np.float32] = self._request.get_output_tensor(0).data
+            raise EngineError(f"The network failed while running: {reason_of(error)}") from error
+        output: NDArray[np.floating] = self._request.get_output_tensor(0).data
         return output.astype(np.float32, copy=False)
+
+    def _compile(self, shape: tuple[int, ...]) -> None:
+        options = {
+            "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": compute_threads(),
+        }
+        self._shape, self._request = (), None  # the memory of the last shape is free before that of the next is taken
+        try:
+            self._model.reshape(list(shape))
+            self._request = ov.Core().compile_model(self._model, "CPU", options).create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(f"The network does not accept an input of shape {shape}: {reason_of(error)}") from error
+        self._shape = shape
+
+
+def reduced_precisions() -> list[str]:
+    """The precisions below float32 that this processor computes in."""
+    known = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [precision for precision, capability in CAPABILITIES.items() if capability in known]
 
 
 def read_onnx(path: Path) -> tuple[list[TensorSpec], list[TensorSpec], dict[str, str]]:
@@ -73,17 +85,31 @@ def read_onnx(path: Path) -> tuple[list[TensorSpec], list[TensorSpec], dict[str,
     Raises:
         EngineError: the file is not a network that OpenVINO can read.
     """
-    model = _read(path)
+    model = read_model(path)
     return [_spec(port) for port in model.inputs], [_spec(port) for port in model.outputs], _metadata(model)
 
 
-def _read(path: Path) -> ov.Model:
+def read_model(path: Path) -> ov.Model:
+    """The network as OpenVINO has it.
+
+    Raises:
+        EngineError: the file is not a network that OpenVINO can read.
+    """
     # The front end is named: `Core.read_model` would try every format it knows on a file that some client named.
     front_end = FrontEndManager().load_by_framework("onnx")
     try:
         return front_end.convert(front_end.load(str(path)))
     except Exception as error:  # its own exception types are not exported, and a damaged file raises any of them
-        raise EngineError(f"The file is not an ONNX network that can be read: {_reason(error)}") from error
+        raise EngineError(f"The file is not an ONNX network that can be read: {reason_of(error)}") from error
+
+
+def _only_output(model: ov.Model, output: int) -> ov.Model:
+    """The network without what only its other outputs need."""
+    if len(model.outputs) == 1:
+        return model
+    if not model.outputs:
+        raise EngineError("The file is not an ONNX network that can be read: it has no output.")
+    return ov.Model([model.get_results()[output]], model.get_parameters())
 
 
 def _spec(port: Any) -> TensorSpec:  # noqa: ANN401  # an untyped library object
@@ -92,9 +118,8 @@ def _spec(port: Any) -> TensorSpec:  # noqa: ANN401  # an untyped library object
         axes: tuple[int | None, ...] = ()
     else:
         axes = tuple(None if axis.is_dynamic else int(axis.get_length()) for axis in shape)
-    names = sorted(port.names)
     dtype = port.element_type.get_type_name()
-    return TensorSpec(names[0] if names else "", DTYPES.get(dtype, dtype), axes)
+    return TensorSpec(tuple(sorted(port.names)), DTYPES.get(dtype, dtype), axes)
 
 
 def _metadata(model: ov.Model) -> dict[str, str]:
@@ -109,7 +134,7 @@ def _metadata(model: ov.Model) -> dict[str, str]:
     return texts
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The last telling line of an OpenVINO message, without its source files and the server's paths."""
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [
@@ -120,4 +145,4 @@ def _reason(error: BaseException) -> str:
         and ".hpp" not in line
         and not line.startswith(("Exception from", "While validating"))
     ]
-    return ABSOLUTE_PATH.sub("(a path)", telling[-1].rstrip(".")) if telling else type(error).__name__
+    return without_paths(telling[-1]) if telling else type(error).__name__

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from segserve import devices
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class EngineInfo:
@@ -24,7 +26,11 @@ class EngineInfo:
             return None
 
 
-ENGINES = (EngineInfo("openvino", package="openvino", devices=("cpu",)),)
+ENGINES = (
+    EngineInfo("openvino", package="openvino", devices=("cpu",)),
+    EngineInfo("onnxruntime", package="onnxruntime", devices=("cpu",)),
+    EngineInfo("onnxruntime", package="onnxruntime-gpu", devices=("cpu", "cuda")),
+)
 
 
 def installed_engines() -> list[EngineInfo]:

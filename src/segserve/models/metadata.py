@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from segserve.errors import BadInputError
 from segserve.models.request import InferenceConfig, Labels, Number, Orientation, Width, parse
@@ -27,6 +27,7 @@ class Fields(BaseModel):
     orientation: Orientation | None = None
     labels: Labels | None = None
     activation: Literal["none", "sigmoid"] | None = None
+    output: Annotated[str, Field(max_length=1000)] | None = None
 
 
 KNOWN = {"inference_config", *Fields.model_fields}

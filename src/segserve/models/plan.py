@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
+from segserve.engines.candidates import Wish
+from segserve.engines.registry import AUTO
 from segserve.errors import BadInputError
 from segserve.models.metadata import ModelMetadata
 from segserve.models.request import Axes, LoadRequest
 
 DEFAULT_ORIENTATION = "LPI"
 FreeShape = tuple[int | None, ...]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,26 @@ class Plan:
     patch_size: Axes
     patch_stride: Axes
     batch: int
+    blend: str
+    skip_uniform: bool
     orientation: str
     window_level: float | None
     window_width: float | None
     activation: str
     labels: dict[str, str] | None
+    wish: Wish
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """What the network is fed: (N, 1, Z, Y, X)."""
+        return (self.batch, 1, *self.patch_size)
+
+    def describe(self) -> dict[str, Any]:
+        """As the wire's MODEL shows it."""
+        shown = asdict(self)
+        del shown["wish"]
+        return shown
 
 
 def make_plan(
@@ -44,25 +62,36 @@ def make_plan(
     patch = _patch(asked.patch_size or own.patch_size, shape[2:], default_patch, warnings)
     stride = _stride(asked.patch_stride or own.patch_stride, patch, warnings)
     batch = _batch(asked.forward_batch_windows or own.forward_batch_windows, shape[0], warnings)
-    if asked.fp16:
-        warnings.append("fp16 was asked for; this version computes in float32.")
-    if not cuda and any((device or "cpu") != "cpu" for device in (asked.forward_device, asked.accumulate_device)):
-        warnings.append("No installed engine can use a GPU here: the model runs on the CPU.")
     return Plan(
         patch_size=patch,
         patch_stride=stride,
         batch=batch,
+        blend=asked.blend or own.blend or "constant",
+        skip_uniform=_first(asked.skip_uniform, own.skip_uniform) is not False,
         orientation=request.orientation or metadata.fields.orientation or DEFAULT_ORIENTATION,
         window_level=_first(request.window_level, metadata.fields.window_level),
         window_width=_first(request.window_width, metadata.fields.window_width),
         activation=metadata.fields.activation or "sigmoid",
         labels=request.labels or metadata.fields.labels,
+        wish=Wish(
+            engine=asked.engine or own.engine or AUTO,
+            device=_device(asked.forward_device or own.forward_device, asked.accumulate_device, warnings, cuda=cuda),
+            reduced=_first(asked.fp16, own.fp16) or False,
+        ),
         warnings=warnings,
     )
 
 
-def _first(asked: float | None, own: float | None) -> float | None:
+def _first(asked: Value | None, own: Value | None) -> Value | None:
     return own if asked is None else asked
+
+
+def _device(forward: str | None, accumulate: str | None, warnings: list[str], *, cuda: bool) -> str | None:
+    """The device to run on, None for any. Scores are always summed in the main memory, whatever the device."""
+    if not cuda and any((device or "cpu") != "cpu" for device in (forward, accumulate)):
+        warnings.append("No installed engine can use a GPU here: the model runs on the CPU.")
+        return None
+    return forward
 
 
 def _patch(wanted: Axes | None, shape: FreeShape, default: int, warnings: list[str]) -> Axes:
@@ -98,10 +127,10 @@ def check_input_shape(shape: FreeShape, description: str) -> None:
         BadInputError: with the shape found and the one expected.
     """
     if len(shape) != 5:
-        raise BadInputError(f"The network's input is {description}; a 5D input is expected: float32 (N, 1, Z, Y, X).")
+        raise BadInputError(f"The network's input is {description}; a 5D input is expected: (N, 1, Z, Y, X).")
     if shape[1] not in {1, None}:
         raise BadInputError(
-            f"The network's input has {shape[1]} channels, {description}; one is expected: float32 (N, 1, Z, Y, X)."
+            f"The network's input has {shape[1]} channels, {description}; one is expected: (N, 1, Z, Y, X)."
         )
     if any(axis is not None and axis < 1 for axis in shape):
         raise BadInputError(f"The network's input {description} has an empty axis.")

@@ -116,8 +116,9 @@ class InferenceConfig(BaseModel):
     forward_device: Device | None = None
     forward_batch_windows: Count | None = None
     argmax_batchsize: Count | None = None
-    blend: Literal["constant"] | None = None
-    engine: Literal["auto", "openvino"] | None = None
+    blend: Literal["constant", "gaussian"] | None = None
+    engine: Literal["auto", "openvino", "onnxruntime"] | None = None
+    skip_uniform: bool | None = None
 
 
 class LoadRequest(BaseModel):

@@ -101,3 +101,8 @@ def choose_grid(shape: Axes, patch: Axes, stride: Axes, *, slowest: int) -> Grid
     """
     grids = [Grid(shape, patch, stride, axis) for axis in (slowest, *(a for a in range(3) if a != slowest))]
     return min(grids, key=Grid.slab_voxels)
+
+
+def uniform_room(grid: Grid) -> int:
+    """How many whole windows of scores may be kept beside the slab: an eighth of it, but one at least."""
+    return max(1, grid.slab_voxels() // (8 * math.prod(grid.patch)))

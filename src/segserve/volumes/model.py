@@ -5,25 +5,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.engines.base import Engine
+from segserve.engines.choose import Choice, Trial
 from segserve.engines.registry import cuda_is_usable
+from segserve.engines.remembered import choose_once
 from segserve.errors import BadInputError
-from segserve.models.formats.onnx import open_onnx
+from segserve.models.formats.onnx import model_files, open_onnx
 from segserve.models.plan import Plan, check_input_shape, make_plan
 from segserve.models.request import LoadRequest
+from segserve.volumes.blend import window_weights
 from segserve.volumes.geometry import AxisMap, axis_map
 from segserve.volumes.grid import Grid, choose_grid
 from segserve.volumes.labels import LabelFile, above_half, above_zero, highest_class, label_dtype, write_labels
 from segserve.volumes.memory import check_patch, check_volume
-from segserve.volumes.sliding import Decide, Progress, Sweep
+from segserve.volumes.sliding import Decide, Progress, Sweep, Windows
 from segserve.volumes.source import Limits, Source, open_image
+from segserve.volumes.trial import trial_batches
 from segserve.volumes.window import Intensities, choose_window
 
 
@@ -50,12 +53,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a volume was segmented."""
+    """How a volume was segmented.
+
+    Attributes:
+        skipped: of the patches, those that needed no computing.
+    """
 
     engine: str
     device: str
     precision: str
     patches: int
+    skipped: int
     seconds: float
     warnings: list[str]
 
@@ -63,35 +71,50 @@ class Outcome:
 class VolumeModel:
     """A network ready to segment volumes."""
 
-    def __init__(self, engine: Engine, plan: Plan, classes: int) -> None:
+    def __init__(self, choice: Choice, plan: Plan, classes: int) -> None:
         self.plan = plan
         self.classes = classes
-        self.engine = engine
+        self.engine = choice.engine
+        self._choice = choice
         self._decide = _decide(classes, plan)
+        self._windows = Windows(
+            plan.batch, window_weights(plan.blend, plan.patch_size), plan.skip_uniform and choice.repeatable
+        )
 
     @classmethod
-    def load(cls, request: LoadRequest, *, default_patch: int) -> VolumeModel:
-        """Load a network and run it once on its real patch.
+    def load(cls, request: LoadRequest, *, default_patch: int, choices: Path | None = None) -> VolumeModel:
+        """Load a network, run it on its real patch, and choose the engine for it.
+
+        Args:
+            request: which network, and how it is to be run.
+            default_patch: patch edge where nothing names one.
+            choices: a folder where choices of engines are kept, so that the next load need not time them.
 
         Raises:
             BadInputError: the file is no volume network, with what was found and expected.
+            MissingExtraError: the engine asked for is not installed.
         """
         file = open_onnx(Path(request.model_path))
         check_input_shape(file.input.shape, str(file.input))
         plan = make_plan(request, file.metadata, file.input.shape, default_patch=default_patch, cuda=cuda_is_usable())
         check_patch(plan)
-        engine = file.load((plan.batch, 1, *plan.patch_size))
-        return cls(engine, plan, _trial(engine, plan))
+        check = _TrialCheck(plan)
+        windowed = plan.window_level is not None and plan.window_width is not None
+        trial = Trial(trial_batches(plan.batch_shape, windowed=windowed), check)
+        choice = choose_once(file.network, model_files(file.path), plan.wish, trial, choices)
+        plan.warnings.extend(_precision_warning(choice, plan))
+        return cls(choice, plan, check.classes)
 
     def describe(self) -> dict[str, Any]:
         """What is in force, as the added fields of the wire's MODEL."""
         return {
-            **asdict(self.plan),
+            **self.plan.describe(),
             "activation": self.plan.activation if self.classes == 1 else None,
             "num_classes": self.classes,
             "engine": self.engine.name,
             "device": self.engine.device,
             "precision": self.engine.precision,
+            "engines": self._choice.wire_verdicts(),
         }
 
     def segment(self, job: Job) -> Outcome:
@@ -119,24 +142,46 @@ class VolumeModel:
         intensities = Intensities(plain.slope, plain.intercept, plain.fill, window)
         labels = LabelFile(job.scratch / "labels.raw", source.nifti, label_dtype(self.classes))
         labels.create()
-        sweep = Sweep(self.engine, grid, self.classes, self._decide)
+        sweep = Sweep(self.engine, grid, self.classes, self._decide, self._windows)
         sweep.run(_reader(source, axes, grid, intensities), _writer(labels, axes, grid), job.progress)
         write_labels(labels, source, job.target)
-        seconds = time.monotonic() - began
         return Outcome(
-            self.engine.name, self.engine.device, self.engine.precision, grid.patches, round(seconds, 3), warnings
+            engine=self.engine.name,
+            device=self.engine.device,
+            precision=self.engine.precision,
+            patches=grid.patches,
+            skipped=sweep.skipped,
+            seconds=round(time.monotonic() - began, 3),
+            warnings=warnings,
         )
 
 
-def _trial(engine: Engine, plan: Plan) -> int:
-    """Run the network once and return its class count."""
-    logits = engine(np.zeros(engine.input_shape, np.float32))
-    expected = f"({plan.batch}, K, {', '.join(str(size) for size in plan.patch_size)})"
-    shape = logits.shape
-    if len(shape) != 5 or shape[0] != plan.batch or shape[2:] != plan.patch_size or math.prod(shape) == 0:
-        raise BadInputError(f"The network's output has the shape {shape}; a segmentation network gives {expected}.")
-    label_dtype(shape[1])
-    return int(shape[1])
+@dataclass
+class _TrialCheck:
+    """Looks at what a network gives for one batch, and remembers how many classes that is."""
+
+    plan: Plan
+    classes: int = field(default=0, init=False)
+
+    def __call__(self, logits: NDArray[np.float32]) -> str:
+        plan, shape = self.plan, logits.shape
+        expected = f"({plan.batch}, K, {', '.join(str(size) for size in plan.patch_size)})"
+        if len(shape) != 5 or shape[0] != plan.batch or shape[2:] != plan.patch_size or math.prod(shape) == 0:
+            raise BadInputError(f"The network's output has the shape {shape}; a segmentation network gives {expected}.")
+        label_dtype(shape[1])
+        self.classes = int(shape[1])
+        return plan.activation if self.classes == 1 else "softmax"
+
+
+def _precision_warning(choice: Choice, plan: Plan) -> list[str]:
+    """Why a network computes in float32 although less was permitted."""
+    if not plan.wish.reduced or not choice.candidate.exact:
+        return []
+    tried = [verdict for verdict in choice.verdicts if verdict.precision != "float32"]
+    if not tried:
+        return ["fp16 was asked for; this machine computes fastest and right in float32, which is used."]
+    reasons = "; ".join(f"{one.precision}: {one.refused or 'not faster'}" for one in tried)
+    return [f"fp16 was asked for; float32 is used ({reasons})."]
 
 
 def _decide(classes: int, plan: Plan) -> Decide:

@@ -6,8 +6,8 @@ scores are summed up for good: its labels are taken and its place in the slab is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from segserve.engines.base import Engine
 from segserve.errors import BadInputError
-from segserve.volumes.grid import Grid
+from segserve.volumes.grid import Grid, uniform_room
+from segserve.volumes.slab import Slab
+from segserve.volumes.uniform import UniformWindows, uniform_value
 
 
 class Decide(Protocol):
     """Turns one plane of summed scores (K, A, B) into labels, written to `out` (A, B).
 
-    `windows` is how many windows were summed at each voxel, (A, B).
+    `windows` is how many windows were summed at each voxel, (A, B), each by its weight there.
     """
 
     def __call__(self, scores: NDArray[np.float32], windows: NDArray[np.float32], out: NDArray[Any]) -> None:
@@ -29,53 +31,71 @@ class Decide(Protocol):
         ...
 
 
+@dataclass
+class _Lot:
+    """Windows whose logits are added together, in order.
+
+    Attributes:
+        corners: of each window.
+        sources: its logits: of a place in the batch, or already known.
+        values: for each patch in the batch, the one value it consists of, if it does.
+    """
+
+    corners: list[tuple[int, int]] = field(default_factory=list)
+    sources: list[int | NDArray[np.float32]] = field(default_factory=list)
+    values: list[int | None] = field(default_factory=list)
+
+    def add(self, corner: tuple[int, int], source: int | NDArray[np.float32]) -> None:
+        self.corners.append(corner)
+        self.sources.append(source)
+
+
 ReadPlanes = Callable[[int, int], NDArray[np.float32]]
 TakePlanes = Callable[[int, int], NDArray[Any]]
 Progress = Callable[[int, int], None]
 
 
-@dataclass
-class Slab:
-    """The scores of the planes not yet final: a ring of `depth` planes, each (K, A, B) float32 sums."""
+@dataclass(frozen=True)
+class Windows:
+    """How windows are run and put together.
 
-    scores: NDArray[np.float32]
+    Attributes:
+        batch: windows the network is given at a time.
+        weights: float32 (Z, Y, X) of each voxel of a window; None where all weigh the same.
+        skip_uniform: whether windows of one value alone are computed once.
+    """
 
-    @classmethod
-    def empty(cls, grid: Grid, classes: int) -> Slab:
-        """A slab of zeros for a grid."""
-        first, second = grid.across
-        return cls(np.zeros((grid.depth, classes, grid.shape[first], grid.shape[second]), np.float32))
-
-    def plane(self, index: int) -> NDArray[np.float32]:
-        """The sums of plane `index` of the sweep axis."""
-        plane: NDArray[np.float32] = self.scores[index % len(self.scores)]
-        return plane
-
-    def add(self, start: int, corner: tuple[int, int], logits: NDArray[np.float32]) -> None:
-        """Add one window's logits (depth, K, a, b), whose first plane is `start`, at `corner` of the cross-section."""
-        a, b = corner
-        for offset, plane in enumerate(logits):
-            self.plane(start + offset)[:, a : a + plane.shape[1], b : b + plane.shape[2]] += plane
+    batch: int = 1
+    weights: NDArray[np.float32] | None = None
+    skip_uniform: bool = False
 
 
 class Sweep:
-    """One volume being segmented."""
+    """One volume being segmented.
 
-    def __init__(self, engine: Engine, grid: Grid, classes: int, decide: Decide) -> None:
+    Attributes:
+        skipped: windows that needed no computing so far.
+    """
+
+    def __init__(self, engine: Engine, grid: Grid, classes: int, decide: Decide, windows: Windows) -> None:
         """Take the slab's memory.
 
         Args:
-            engine: loaded for (batch, 1, *grid.patch).
-            grid: the windows.
+            engine: what runs the network.
+            grid: where the windows lie.
             classes: K.
             decide: from summed scores to labels.
+            windows: how they are run and put together.
         """
         first, second = grid.across
+        self.skipped = 0
         self._engine = engine
         self._grid = grid
         self._decide = decide
-        self._slab = Slab.empty(grid, classes)
-        self._batch = np.zeros(engine.input_shape, np.float32)
+        self._slab = Slab.empty(grid, classes, weighted=windows.weights is not None)
+        self._weights = None if windows.weights is None else self._cropped(windows.weights[None])[:, 0]
+        self._batch = np.zeros((windows.batch, 1, *grid.patch), np.float32)
+        self._uniform = UniformWindows(uniform_room(grid)) if windows.skip_uniform else None
         self._along = grid.coverage(grid.sweep)
         self._across = np.outer(grid.coverage(first), grid.coverage(second))
 
@@ -92,23 +112,46 @@ class Sweep:
         """
         grid, done = self._grid, 0
         starts = grid.starts[grid.sweep]
-        corners = list(grid.across_starts())
         for start, final in zip(starts, [*starts[1:], grid.shape[grid.sweep]], strict=True):
             block = read(start, start + grid.depth)
-            for first in range(0, len(corners), len(self._batch)):
-                some = corners[first : first + len(self._batch)]
-                self._add_batch(block, start, some)
-                done += len(some)
+            for lot in self._lots(block):
+                self._run_lot(start, lot)
+                done += len(lot.corners)
                 progress(done, grid.patches)
             self._finish(start, final, take)
 
-    def _add_batch(self, block: NDArray[np.float32], start: int, corners: Sequence[tuple[int, int]]) -> None:
+    def _lots(self, block: NDArray[np.float32]) -> Iterator[_Lot]:
+        """The windows of a block in their order, cut wherever the batch is full; their patches are in the batch."""
+        lot = _Lot()
+        for corner in self._grid.across_starts():
+            patch = self._patch(block, corner)
+            value = uniform_value(patch) if self._uniform else None
+            known = self._uniform.recall(value) if self._uniform else None
+            if known is not None:
+                lot.add(corner, known)
+            elif value is not None and value in lot.values:
+                lot.add(corner, lot.values.index(value))
+            else:
+                self._batch[len(lot.values), 0] = patch
+                lot.add(corner, len(lot.values))
+                lot.values.append(value)
+            if len(lot.values) in {0, len(self._batch)}:
+                yield lot
+                lot = _Lot()
+        if lot.corners:
+            yield lot
+
+    def _run_lot(self, start: int, lot: _Lot) -> None:
         # A batch that is not full keeps old patches at its end; what the network says of those is not read.
-        for index, corner in enumerate(corners):
-            self._batch[index, 0] = self._patch(block, corner)
-        for logits, corner in zip(self._engine(self._batch), corners, strict=False):
+        answers = self._engine(self._batch) if lot.values else self._batch
+        for value, logits in zip(lot.values, answers, strict=False):
             check_finite(logits)
-            self._slab.add(start, corner, self._cropped(logits))
+            if self._uniform and value is not None:
+                self._uniform.keep(value, logits)
+        for corner, source in zip(lot.corners, lot.sources, strict=True):
+            logits = answers[source] if isinstance(source, int) else source
+            self._slab.add(start, corner, self._cropped(logits), self._weights)
+        self.skipped += len(lot.corners) - len(lot.values)
 
     def _patch(self, block: NDArray[np.float32], corner: tuple[int, int]) -> NDArray[np.float32]:
         """The patch (Z, Y, X) at a corner of a block, its edge voxels repeated where the volume is smaller."""
@@ -131,10 +174,12 @@ class Sweep:
     def _finish(self, start: int, final: int, take: TakePlanes) -> None:
         """Label planes [start, final), which no further window touches, and make room for the next."""
         out = take(start, final)
+        slab = self._slab
         for index in range(start, final):
-            scores = self._slab.plane(index)
-            self._decide(scores, self._across * self._along[index], out[index - start])
-            scores[...] = 0
+            place = index % len(slab.scores)
+            weights = self._across * self._along[index] if slab.weights is None else slab.weights[place]
+            self._decide(slab.scores[place], weights, out[index - start])
+            slab.clear(index)
 
 
 def check_finite(logits: NDArray[np.float32]) -> None:

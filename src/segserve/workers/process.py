@@ -25,7 +25,7 @@ from segserve.workers.wire import decode, encode_reply
 log = logging.getLogger("segserve.worker")
 
 
-def _verbs(kind: str) -> object:
+def _verbs(kind: str, state: StateDir) -> object:
     """The verbs of a kind of worker; only what it needs is imported."""
     if kind == "training":
         from segserve.workers.verbs.training import TrainingVerbs
@@ -37,7 +37,7 @@ def _verbs(kind: str) -> object:
         return InspectionVerbs()
     from segserve.workers.verbs.volume import VolumeVerbs
 
-    return VolumeVerbs()
+    return VolumeVerbs(state.cache)
 
 
 class Loop:
@@ -140,7 +140,8 @@ def main() -> None:
     logs.configure(debug=arguments.debug)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    Loop(sys.stdin.buffer, replies, StateDir(arguments.state_dir), _verbs(arguments.kind)).run()
+    state = StateDir(arguments.state_dir)
+    Loop(sys.stdin.buffer, replies, state, _verbs(arguments.kind, state)).run()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _number(form: Form, name: str) -> float | None:
 
 
 def _headers(outcome: dict[str, Any]) -> dict[str, str]:
-    names = ("engine", "device", "precision", "patches", "seconds")
+    names = ("engine", "device", "precision", "patches", "skipped", "seconds")
     headers = {f"X-Segserve-{name.capitalize()}": str(outcome[name]) for name in names}
     headers["X-Segserve-Warnings"] = "; ".join(outcome["warnings"]).encode("ascii", "replace").decode()
     return headers

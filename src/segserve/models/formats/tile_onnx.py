@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from segserve.engines.base import Network
 from segserve.engines.openvino import OpenVINOEngine, read_onnx
 from segserve.errors import BadInputError
 
@@ -37,7 +38,7 @@ def describe(path: Path) -> dict[str, Any]:
         )
     channels = shape[1] or 3
     trial = (shape[0] or 1, channels, shape[2] or TRIAL_EDGE, shape[3] or TRIAL_EDGE)
-    output = OpenVINOEngine(path, inputs[0].name, trial)(np.zeros(trial, np.float32))
+    output = OpenVINOEngine(Network(path, np.dtype(np.float32)))(np.zeros(trial, np.float32))
     if output.ndim != 4 or (output.shape[0], *output.shape[2:]) != (trial[0], *trial[2:]):
         raise BadInputError(
             f"For tiles of shape {trial} the network gives {output.shape}: "

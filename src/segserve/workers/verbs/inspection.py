@@ -6,6 +6,7 @@ from typing import Any
 
 from segserve.training.data.check import quick_check
 from segserve.training.data.request import DataRequest
+from segserve.training.spec import TrainingSpec
 from segserve.workers.verbs.base import Request
 
 SCAN_SECONDS = 45.0
@@ -45,8 +46,9 @@ class InspectionVerbs:
         return inspect.check_network(request.body)
 
     def data(self, request: Request) -> dict[str, Any]:
-        """Everything that can be known of training data in reasonable time."""
-        return quick_check(DataRequest(**request.body), SCAN_SECONDS).to_wire()
+        """Everything that can be known of a training's data in reasonable time."""
+        spec = TrainingSpec.model_validate(request.body["spec"])
+        return quick_check(DataRequest.of(spec), SCAN_SECONDS).to_wire()
 
     def tile_network(self, request: Request) -> dict[str, Any]:
         """What an uploaded ONNX file holds."""

@@ -18,14 +18,20 @@ log = logging.getLogger("segserve.worker")
 class VolumeVerbs:
     """The verbs, and the model they share."""
 
-    def __init__(self) -> None:
+    def __init__(self, choices: Path) -> None:
+        """Hold no model yet.
+
+        Args:
+            choices: a folder where choices of engines are kept.
+        """
+        self._choices = choices
         self._model: VolumeModel | None = None
 
     def load(self, request: Request) -> dict[str, Any]:
         """Load a model and run it once; replies what is in force, and which state of the file that is."""
         asked = LoadRequest.model_validate(request.body["request"])
         state = Path(asked.model_path).stat()
-        self._model = VolumeModel.load(asked, default_patch=request.body["default_patch"])
+        self._model = VolumeModel.load(asked, default_patch=request.body["default_patch"], choices=self._choices)
         log.info("loaded %s", asked.name)
         return {"card": self._model.describe(), "fingerprint": f"{state.st_size}-{state.st_mtime_ns}"}
 

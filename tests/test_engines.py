@@ -1,0 +1,289 @@
+"""The seam that runs networks: what every engine must do, and how one of them is chosen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from segserve.engines import agreement, candidates, choose, remembered
+from segserve.engines.base import Engine, EngineError, Network
+from segserve.engines.candidates import Candidate, Wish
+from segserve.engines.choose import Trial, Verdict
+from segserve.errors import BadInputError, MissingExtraError
+from tests import networks
+
+Array = NDArray[np.float32]
+EXACT = [Candidate("openvino", "cpu", "float32"), Candidate("onnxruntime", "cpu", "float32")]
+FLOAT32 = np.dtype(np.float32)
+
+
+@pytest.fixture(params=EXACT, ids=str)
+def started(request: pytest.FixtureRequest) -> Callable[..., Engine]:
+    def start(path: Path, dtype: str = "float32", output: int = 0) -> Engine:
+        return candidates.start(request.param, Network(path, np.dtype(dtype), output))
+
+    return start
+
+
+def directly(path: Path, batch: NDArray[Any], output: int = 0) -> Array:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[output], np.float32)
+
+
+class TestEveryEngine:
+    """The contract."""
+
+    def test_logits_on_paper(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        engine = started(networks.wide_network(tmp_path / "wide.onnx", 5))
+        batch = np.random.default_rng(0).integers(0, 5, (2, 1, 3, 4, 5)).astype(np.float32)
+        numbers = np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1, 1)
+        np.testing.assert_array_equal(engine(batch), 2 * numbers * batch - numbers**2)
+
+    def test_shapes_may_follow_each_other(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        path = networks.conv_network(tmp_path / "conv.onnx", 3)
+        engine = started(path)
+        for shape in ((1, 1, 4, 5, 6), (3, 1, 4, 5, 6), (1, 1, 9, 5, 7), (1, 1, 4, 5, 6)):
+            batch = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+            np.testing.assert_allclose(engine(batch), directly(path, batch), atol=1e-4)
+
+    def test_a_float16_input(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        path = networks.conv_network(tmp_path / "conv.onnx", 3, dtype="float16")
+        batch = np.random.default_rng(1).normal(size=(1, 1, 6, 6, 6)).astype(np.float32)
+        found = started(path, "float16")(batch)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, directly(path, batch.astype(np.float16)), atol=2e-2)
+
+    def test_the_chosen_output(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        path = networks.two_outputs_network(tmp_path / "two.onnx")
+        batch = np.random.default_rng(1).normal(size=(1, 1, 4, 4, 4)).astype(np.float32)
+        for output in (0, 1):
+            np.testing.assert_allclose(started(path, output=output)(batch), directly(path, batch, output), atol=1e-5)
+
+    def test_a_damaged_file(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        path = tmp_path / "broken.onnx"
+        path.write_bytes(b"\x08\x0a\x12\x04nope" * 9)
+        with pytest.raises(EngineError) as caught:
+            started(path)
+        assert str(tmp_path) not in caught.value.message
+
+    def test_a_shape_the_network_does_not_take(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        engine = started(networks.conv_network(tmp_path / "conv.onnx", 3, spatial=(4, 4, 4)))
+        with pytest.raises(EngineError):
+            engine(np.zeros((1, 2, 4, 4, 4), np.float32))
+        good = np.zeros((1, 1, 4, 4, 4), np.float32)
+        assert engine(good).shape == (1, 3, 4, 4, 4)
+
+
+class Fake:
+    """An engine that takes `seconds` and is wrong by `off` where `where` says."""
+
+    def __init__(self, candidate: Candidate, seconds: float = 0.0, off: float = 0.0, share: float = 1.0) -> None:
+        self.name, self.device, self.precision = candidate.engine, candidate.device, candidate.precision
+        self._seconds, self._off, self._share = seconds, off, share
+
+    def __call__(self, batch: Array) -> Array:
+        time.sleep(self._seconds)
+        logits = np.concatenate([batch, -batch], axis=1)
+        wrong = int(np.ceil(self._share * logits[0, 0].size))
+        logits[:, 0].reshape(len(batch), -1)[:, :wrong] += self._off
+        return logits
+
+
+REFERENCE = Candidate("onnxruntime", "cpu", "float32")
+OTHER = Candidate("openvino", "cpu", "float32")
+HALF = Candidate("openvino", "cpu", "bfloat16")
+BATCH = np.random.default_rng(0).normal(size=(2, 1, 8, 8, 8)).astype(np.float32)
+TRIAL = Trial([BATCH], lambda logits: "softmax")
+
+
+@pytest.fixture
+def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., choose.Choice]:
+    """Choose among engines that are made up."""
+    path = tmp_path / "network.onnx"
+    path.write_bytes(b"weights")
+
+    def hold(
+        engines: dict[Candidate, Fake | Exception], trial: Trial = TRIAL, wish: Wish | None = None
+    ) -> choose.Choice:
+        def start(candidate: Candidate, network: Network) -> Engine:
+            engine = engines[candidate]
+            if isinstance(engine, Exception):
+                raise engine
+            return engine
+
+        for module in (choose, remembered):
+            monkeypatch.setattr(module, "start", start)
+        monkeypatch.setattr(choose, "candidates", lambda wish: list(engines))
+        folder = tmp_path / "choices"
+        return remembered.choose_once(Network(path, FLOAT32), [path], wish or Wish(), trial, folder)
+
+    return hold
+
+
+def verdicts(choice: choose.Choice) -> dict[Candidate, Verdict]:
+    return {Candidate(one.engine, one.device, one.precision): one for one in choice.verdicts}
+
+
+def test_the_fastest_that_agrees_is_chosen(contest: Callable[..., choose.Choice]) -> None:
+    choice = contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER, 0.01, 1e-5), HALF: Fake(HALF, 0.03)})
+    assert choice.candidate == OTHER
+    assert choice.repeatable
+    found = verdicts(choice)
+    assert all(one.refused is None for one in found.values())
+    assert found[REFERENCE].error is None
+    assert 0 < (found[OTHER].error or 0) < 1e-4
+    assert (found[REFERENCE].seconds or 0) > (found[OTHER].seconds or 9)
+
+
+@pytest.mark.parametrize(
+    ("engine", "reason"),
+    [
+        (Fake(OTHER, off=0.1), "0.001 at most"),
+        (Fake(OTHER, off=0.1, share=0.001), "0.001 at most"),
+        (Fake(OTHER, off=np.nan), "at most"),
+        (EngineError("no such operator"), "no such operator"),
+    ],
+)
+def test_an_engine_that_is_wrong_is_refused(
+    contest: Callable[..., choose.Choice], engine: Fake | Exception, reason: str
+) -> None:
+    choice = contest({REFERENCE: Fake(REFERENCE, 0.02), OTHER: engine})
+    assert choice.candidate == REFERENCE
+    refused = verdicts(choice)[OTHER]
+    assert reason in (refused.refused or "")
+    json.dumps(choice.describe(), allow_nan=False)
+
+
+def test_reduced_precision_may_be_off_in_few_places_and_no_more(contest: Callable[..., choose.Choice]) -> None:
+    slow = Fake(REFERENCE, 0.02)
+    assert contest({REFERENCE: slow, HALF: Fake(HALF, off=0.03)}).candidate == HALF
+    assert (
+        contest({REFERENCE: slow, HALF: Fake(HALF, off=2.0, share=0.003)}, wish=Wish("auto", None, True)).candidate
+        == HALF
+    )
+    refused = contest({REFERENCE: slow, HALF: Fake(HALF, off=0.3)}, wish=Wish("openvino"))
+    assert refused.candidate == REFERENCE
+    assert "0.02 at most" in (verdicts(refused)[HALF].refused or "")
+
+
+def test_where_the_reference_cannot_run_another_takes_its_place(contest: Callable[..., choose.Choice]) -> None:
+    choice = contest({REFERENCE: EngineError("cannot"), OTHER: Fake(OTHER), HALF: Fake(HALF, 0.01, off=9)})
+    assert choice.candidate == OTHER
+    assert verdicts(choice)[HALF].refused
+
+
+def test_no_engine_at_all_is_the_references_error(contest: Callable[..., choose.Choice]) -> None:
+    with pytest.raises(EngineError, match="first"):
+        contest({REFERENCE: EngineError("first"), OTHER: EngineError("second")})
+
+
+def test_a_network_that_is_no_use_is_refused_at_once(contest: Callable[..., choose.Choice]) -> None:
+    def check(logits: Array) -> str:
+        raise BadInputError("no segmentation")
+
+    with pytest.raises(BadInputError, match="no segmentation"):
+        contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER)}, Trial([BATCH], check))
+
+
+def test_timing_ends(contest: Callable[..., choose.Choice], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "TIMING_SECONDS", 0.1)
+    choice = contest({REFERENCE: Fake(REFERENCE, 0.2), OTHER: Fake(OTHER)})
+    assert choice.candidate == REFERENCE
+    assert not choice.repeatable
+    assert "not tried" in (verdicts(choice)[OTHER].refused or "")
+
+
+def test_a_network_that_depends_on_its_batch_is_noticed(contest: Callable[..., choose.Choice]) -> None:
+    class Normalising(Fake):
+        def __call__(self, batch: Array) -> Array:
+            return super().__call__(batch - batch[:1].mean())
+
+    assert not contest({REFERENCE: Normalising(REFERENCE)}).repeatable
+
+
+def test_a_choice_is_made_once(contest: Callable[..., choose.Choice], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
+    monkeypatch.setattr(remembered, "choose", lambda *_: pytest.fail("chosen again"))
+    again = contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER, 0.05)})
+    assert again.candidate == first.candidate == OTHER
+    assert (again.verdicts, again.repeatable) == (first.verdicts, first.repeatable)
+
+
+def test_other_weights_or_another_wish_are_chosen_for_anew(
+    contest: Callable[..., choose.Choice], tmp_path: Path
+) -> None:
+    contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
+    assert contest({REFERENCE: Fake(REFERENCE)}, wish=Wish("onnxruntime")).candidate == REFERENCE
+    (tmp_path / "network.onnx").write_bytes(b"other weights")
+    assert contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER, 0.05)}).candidate == REFERENCE
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"chosen": {"engine": 1}}'])
+def test_a_damaged_memory_is_no_memory(contest: Callable[..., choose.Choice], damage: bytes, tmp_path: Path) -> None:
+    contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
+    for kept in (tmp_path / "choices").iterdir():
+        kept.write_bytes(damage)
+    assert contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER, 0.05)}).candidate == REFERENCE
+
+
+def test_a_remembered_engine_that_fails_is_replaced(contest: Callable[..., choose.Choice]) -> None:
+    contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
+    assert contest({REFERENCE: Fake(REFERENCE), OTHER: EngineError("gone")}).candidate == REFERENCE
+
+
+def test_what_is_asked_for_narrows_the_field() -> None:
+    assert {one.engine for one in candidates.candidates(Wish())} == {"openvino", "onnxruntime"}
+    assert candidates.candidates(Wish("openvino")) == [OTHER]
+    assert all(one.exact for one in candidates.candidates(Wish()))
+    assert candidates.candidates(Wish())[0] == REFERENCE
+    with pytest.raises(BadInputError, match="cuda"):
+        candidates.candidates(Wish("openvino", "cuda"))
+
+
+def test_a_missing_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "installed_engines", list)
+    with pytest.raises(MissingExtraError, match=r"segserve\[onnx\]"):
+        candidates.candidates(Wish("onnxruntime"))
+
+
+def test_differences_are_of_probabilities() -> None:
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(0, 9, (2, 2, 4, 3, 5, 6)).astype(np.float32)
+
+    def softmax(logits: Array) -> NDArray[np.float64]:
+        powers = np.exp(logits.astype(np.float64))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+    expected = np.abs(softmax(ours) - softmax(theirs)).max(axis=1)
+    np.testing.assert_allclose(agreement.differences(ours, theirs, "softmax"), expected, atol=1e-6)
+    one, other = ours[:, :1], theirs[:, :1]
+    expected = np.abs(1 / (1 + np.exp(-one)) - 1 / (1 + np.exp(-other)))[:, 0]
+    np.testing.assert_allclose(agreement.differences(one, other, "sigmoid"), expected, atol=1e-6)
+    np.testing.assert_allclose(agreement.differences(one, other, "none"), np.abs(one - other)[:, 0])
+
+
+def test_what_is_no_number_agrees_only_with_its_like() -> None:
+    logits = np.zeros((1, 2, 1, 1, 3), np.float32)
+    broken = logits.copy()
+    broken[0, 0, 0, 0, 0] = np.nan
+    assert agreement.differences(broken, logits, "softmax").tolist() == [[[[np.inf, 0, 0]]]]
+    assert not agreement.differences(broken, broken, "softmax").any()
+
+
+def test_external_names_are_found_as_onnx_writes_them(tmp_path: Path) -> None:
+    from segserve.models.formats.onnx import model_files
+
+    path = networks.conv_network(tmp_path / "conv.onnx", 3)
+    assert model_files(path) == [path]
+    long_name = "w" * 150 + ".bin"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=long_name, size_threshold=0)
+    assert model_files(path) == [path, tmp_path / long_name]
