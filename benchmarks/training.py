@@ -22,14 +22,15 @@ from segserve.models.catalog.architectures import architecture
 from segserve.tiles.normalize import Normalization
 from segserve.tiles.statistics import measure
 from segserve.training.data.patches import load
+from segserve.training.data.request import DataRequest
 from segserve.training.device import Place, has_fast_bf16
 from segserve.training.feed import Feed
 from segserve.training.loop import Loop, Setting
 from segserve.training.loss import training_loss
 from segserve.training.network.build import build_network
+from segserve.training.network.freeze import Frozen
 from segserve.training.progress import Progress
 from segserve.training.spec import ArchitectureChoice, Hyperparameters, InputConfig, TrainingSpec
-from segserve.training.train import data_request
 from tests.datasets import NAMES, write_dataset
 from tests.serving import Served, start_server, wait_until
 
@@ -77,11 +78,11 @@ def _loop(data: Path, work: Path, place: Place, *, augmentation: bool) -> Loop:
         classes=NAMES[:2],
         data_path=str(data),
     )
-    found = load(data_request(spec), work, memory_bound=2**30)
+    found = load(DataRequest.of(spec), work, memory_bound=2**30)
     normalization, kind = Normalization(), architecture("unet")
     stats = measure(found.train.images, normalization, 0)
     sides = [Feed(patches, normalization, stats, kind) for patches in (found.train, found.validation)]
-    setting = Setting(spec, sides[0], sides[1], place, None, None)
+    setting = Setting(spec, sides[0], sides[1], place, Frozen(()), None)
     return Loop(setting, build_network("unet", BACKBONE, 3, 2), Progress(), lambda: False)
 
 

@@ -67,25 +67,20 @@ def get(source: Json, key: str) -> object:
     return source[key]
 
 
-def get_object(source: Json, key: str) -> Json:
-    value = get(source, key)
-    if not isinstance(value, dict):
-        raise GsonError(f"{key} is {value!r}, not an object")
-    return value
+def getter_of(kind: type[T]) -> Callable[[Json, str], T]:
+    def get_kind(source: Json, key: str) -> T:
+        value = get(source, key)
+        if not isinstance(value, kind):
+            raise GsonError(f"{key} is {value!r}, not a {kind.__name__}")
+        return value
+
+    return get_kind
 
 
-def get_string(source: Json, key: str) -> str:
-    value = get(source, key)
-    if not isinstance(value, str):
-        raise GsonError(f"{key} is {value!r}, not a string")
-    return value
-
-
-def get_bool(source: Json, key: str) -> bool:
-    value = get(source, key)
-    if not isinstance(value, bool):
-        raise GsonError(f"{key} is {value!r}, not a boolean")
-    return value
+get_object: Callable[[Json, str], Json] = getter_of(dict)
+get_string = getter_of(str)
+get_bool = getter_of(bool)
+get_list: Callable[[Json, str], list[Any]] = getter_of(list)
 
 
 def get_double(source: Json, key: str) -> float:
@@ -100,13 +95,6 @@ def get_int(source: Json, key: str) -> int:
     if value != int(value) or not -(2**31) <= value < 2**31:
         raise GsonError(f"{key} is {value!r}, not an int")
     return int(value)
-
-
-def get_list(source: Json, key: str) -> list[Any]:
-    value = get(source, key)
-    if not isinstance(value, list):
-        raise GsonError(f"{key} is {value!r}, not an array")
-    return value
 
 
 def get_numbers(source: Json, key: str) -> dict[str, float]:

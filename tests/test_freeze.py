@@ -62,7 +62,6 @@ def test_frozen_weights_and_statistics_do_not_change_by_a_bit(encoder: str, name
     # Layers that no output depends on get no gradient, such as EfficientNet's last convolution.
     assert len(unmoved) < 0.2 * len(free), unmoved
     assert any("running_mean" in name and name not in unmoved for name in free)
-    assert held.parameters == sum(p.numel() for p in network.parameters() if not p.requires_grad)
 
 
 def test_without_hold_the_statistics_would_change() -> None:

@@ -22,7 +22,7 @@ from segserve.training.spec import ArchitectureChoice, Hyperparameters, InputCon
 from segserve.workers.placement import Call, Kind, Listener, WorkerDiedError
 
 METADATA = {"name": "made", "architecture": {"type": "unet"}, "training": {"final_loss": 0.5, "final_accuracy": 0.75}}
-FINISHED = {"outcome": "finished", "metadata": METADATA, "final_loss": 0.5, "final_accuracy": 0.75, "warnings": []}
+FINISHED = {"outcome": "finished", "metadata": METADATA, "warnings": []}
 Script = Callable[["Process"], Awaitable[dict[str, Any]]]
 
 
@@ -243,7 +243,7 @@ def test_a_pause_a_resume_and_what_the_process_is_told_of_them(tmp_path: Path) -
             assert (calls[0].body["resume"], calls[1].body["resume"]) == (False, True)
             assert calls[1].body["same_batches"] is False
             assert calls[1].body["spec"]["training"]["batch_size"] == 3
-            assert not runner.folder(job.id).checkpoint.exists()
+            await until(lambda: not runner.folder(job.id).checkpoint.exists())  # in the folders' own thread
 
     asyncio.run(story())
 

@@ -19,6 +19,7 @@ from segserve.tiles.normalize import Normalization
 from segserve.tiles.statistics import measure
 from segserve.training import checkpoint
 from segserve.training.data.patches import load
+from segserve.training.data.request import DataRequest
 from segserve.training.device import Place
 from segserve.training.events import BatchDone, CheckpointReady, EpochDone, Event, Paused
 from segserve.training.feed import Feed
@@ -27,7 +28,6 @@ from segserve.training.network.build import build_network
 from segserve.training.network.freeze import freeze
 from segserve.training.progress import Progress
 from segserve.training.spec import ArchitectureChoice, Hyperparameters, InputConfig, TrainingSpec
-from segserve.training.train import data_request
 from tests.datasets import NAMES, write_dataset
 
 CPU = Place("cpu", "CPU", "32-true")
@@ -78,7 +78,7 @@ def make_spec(folder: Path, **changes: Any) -> TrainingSpec:
 
 def make_loop(spec: TrainingSpec, scratch: Path, state: State | None = None, **changes: Any) -> Loop:
     scratch.mkdir(exist_ok=True)
-    data = load(data_request(spec), scratch, memory_bound=2**30)
+    data = load(DataRequest.of(spec), scratch, memory_bound=2**30)
     torch.manual_seed(spec.training.seed)
     chosen = spec.architecture
     network = build_network(chosen.type, chosen.backbone, spec.network_channels, len(spec.classes))

@@ -1,8 +1,6 @@
 """The demo from beginning to end: train, export, serve, segment, judge, draw."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +15,7 @@ from demo.brain.picture import save_picture
 from demo.brain.training import TRAINING_SECONDS, train
 from demo.errors import DemoError
 from demo.serving import running_server
+from demo.terminal import say, step
 
 SCAN_SEED = 4
 LEAST_DICE = 0.8
@@ -32,64 +31,52 @@ def show_brain(output: Path) -> None:
     """
     print("An ONNX network segments a real brain over HTTP")
     model, scan, answer = (output / name for name in ("brain.onnx", "brain-scan.nii.gz", "brain-labels.nii.gz"))
-    with _step("1. The brain: nilearn's MNI152 template, 2 mm, and a scan of it as a poor scanner gives it"):
+    with step("1. The brain: nilearn's MNI152 template, 2 mm, and a scan of it as a poor scanner gives it"):
         brain = load_brain()
         _write_scan(brain, scan)
-    with _step(
+    with step(
         f"2. Train a small 3D U-Net on the part in front of y = {SPLIT_MM:.0f} mm, {TRAINING_SECONDS:.0f} s or more"
     ):
-        trained = train(brain, _say)
-    with _step("3. Export it to ONNX"):
+        trained = train(brain, say)
+    with step("3. Export it to ONNX"):
         export(trained.network, model)
-        _say(f"{model}, {model.stat().st_size / 2**20:.1f} MiB")
-        _say(f"its logits differ from torch's by at most {largest_difference(trained.network, model):.1g}")
-    with _step("4. Start the server, load the model, send the scan"):
+        say(f"{model}, {model.stat().st_size / 2**20:.1f} MiB")
+        say(f"its logits differ from torch's by at most {largest_difference(trained.network, model):.1g}")
+    with step("4. Start the server, load the model, send the scan"):
         _serve(model, scan, answer)
-    with _step("5. Judge the answer where the network never learned, and draw it"):
+    with step("5. Judge the answer where the network never learned, and draw it"):
         found = _judge(brain, scan, answer, output / "brain.png")
     _require(*found)
     print("\nThe network beats the thresholds on both tissues.")
-
-
-@contextmanager
-def _step(title: str) -> Iterator[None]:
-    print(f"\n{title}", flush=True)
-    start = time.monotonic()
-    yield
-    _say(f"took {time.monotonic() - start:.1f} s")
-
-
-def _say(line: str) -> None:
-    print(f"   {line}", flush=True)
 
 
 def _write_scan(brain: Brain, path: Path) -> None:
     """The whole brain, disturbed as in training but by its own fixed draw: int16, on the template's grid."""
     values = np.rint(disturb(brain.intensity, np.random.default_rng(SCAN_SEED))).astype(np.int16)
     nib.Nifti1Image(values, brain.affine).to_filename(path)
-    _say(f"{path}, {' x '.join(map(str, values.shape))} voxels, with uneven brightness, gain and noise")
+    say(f"{path}, {' x '.join(map(str, values.shape))} voxels, with uneven brightness, gain and noise")
 
 
 def _serve(model: Path, scan: Path, answer: Path) -> None:
     with running_server() as client:
-        _say(f"server at {client.address}")
+        say(f"server at {client.address}")
         card = client.load("brain", model)
-        _say("POST /api/models: the server read all its settings from the ONNX file:")
+        say("POST /api/models: the server read all its settings from the ONNX file:")
         for key in ("patch_size", "patch_stride", "window_level", "window_width", "orientation", "labels"):
-            _say(f"   {key}: {card.get(key)}")
+            say(f"   {key}: {card.get(key)}")
         start = time.monotonic()
         response = client.segment("brain", scan)
-        _say(f"POST /api/infer: a label map after {time.monotonic() - start:.1f} s, with the headers")
+        say(f"POST /api/infer: a label map after {time.monotonic() - start:.1f} s, with the headers")
         _say_headers(response)
         answer.write_bytes(response.content)
         client.unload("brain")
-        _say("DELETE /api/models/brain: unloaded")
+        say("DELETE /api/models/brain: unloaded")
 
 
 def _say_headers(response: requests.Response) -> None:
     for name, value in response.headers.items():
         if name.lower().startswith("x-segserve-") and value:
-            _say(f"   {name}: {value}")
+            say(f"   {name}: {value}")
 
 
 def _judge(brain: Brain, scan: Path, answer: Path, picture: Path) -> tuple[Score, Score]:
@@ -97,7 +84,7 @@ def _judge(brain: Brain, scan: Path, answer: Path, picture: Path) -> tuple[Score
     sent, labels = nib.load(scan), nib.load(answer)
     if sent.shape != labels.shape or not np.array_equal(sent.affine, labels.affine):
         raise DemoError("the label map does not lie on the grid of the scan that was sent.")
-    _say("the label map lies on exactly the scan's grid")
+    say("the label map lies on exactly the scan's grid")
     intensity = np.asarray(sent.dataobj, dtype=np.float32)
     guess = np.asarray(labels.dataobj, dtype=np.uint8)
     truth = behind_split(brain.labels, brain)
@@ -105,7 +92,7 @@ def _judge(brain: Brain, scan: Path, answer: Path, picture: Path) -> tuple[Score
     thresholds = best_thresholds(behind_split(intensity, brain), truth)
     _print_table(network, thresholds)
     save_picture(picture, intensity, guess, brain, network)
-    _say(f"picture: {picture}")
+    say(f"picture: {picture}")
     return network, thresholds
 
 

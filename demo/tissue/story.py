@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from demo.errors import DemoError
 from demo.serving import running_server
+from demo.terminal import say, step
 from demo.tissue.evaluation import by_colour, mean_iou
 from demo.tissue.export import Part, export
 from demo.tissue.picture import save_picture
 from demo.tissue.prediction import predict
 from demo.tissue.slide import CLASSES, POSITIVE, Slide, load_slide
 from demo.tissue.strokes import UNLABELLED, areas, draw_strokes
-from demo.tissue.terminal import say, step
 from demo.tissue.training import BACKBONE, EPOCHS, request, train
 
 SEED = 0

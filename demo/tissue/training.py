@@ -8,9 +8,9 @@ from typing import Any
 
 from demo.errors import DemoError
 from demo.serving import Client
+from demo.terminal import say
 from demo.tissue.export import PATCH
 from demo.tissue.slide import CLASSES
-from demo.tissue.terminal import say
 
 BACKBONE = "resnet18"
 EPOCHS = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -91,3 +92,8 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def by(sizes: Iterable[int]) -> str:
+    """A shape as people write it: `by((64, 32)) == '64 x 32'`."""
+    return " x ".join(str(size) for size in sizes)

@@ -27,7 +27,7 @@ class JsonLimit:
             return
         stated = Headers(scope=scope).get("content-length", "0")
         if stated.isdigit() and int(stated) > LARGEST_JSON:
-            await error_answer(scope["path"], 413, _sentence())(scope, receive, send)
+            await error_answer(scope["path"], 413, over_limit(LARGEST_JSON))(scope, receive, send)
             return
         size = 0
 
@@ -36,11 +36,12 @@ class JsonLimit:
             message = await receive()
             size += len(message.get("body", b""))
             if size > LARGEST_JSON:
-                raise HTTPException(413, _sentence())
+                raise HTTPException(413, over_limit(LARGEST_JSON))
             return message
 
         await self._app(scope, counted, send)
 
 
-def _sentence() -> str:
-    return f"The request's body is over {human_bytes(LARGEST_JSON)}, far more than such a request needs."
+def over_limit(limit: int) -> str:
+    """What to say to a body of more than `limit` bytes where a small one is meant."""
+    return f"The request's body is over {human_bytes(limit)}, far more than such a request needs."

@@ -11,7 +11,6 @@ from typing import Any
 
 from segserve.errors import DiskFullError, UnavailableError, is_disk_full
 from segserve.jobs.book import Book
-from segserve.jobs.errors import wrong_state
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import ENDED, Job
 from segserve.jobs.run import End, Run
@@ -22,7 +21,6 @@ from segserve.workers.placement import Placement
 
 log = logging.getLogger(__name__)
 
-MOST_DEATHS = 2
 CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
 CLOSE_SECONDS = 8.0  # and when the server stops
 KEEP_SECONDS = 7 * 24 * 3600.0
@@ -67,12 +65,14 @@ class Runner:
     async def start(self) -> None:
         """Read the records; what ran or waited when the last server ended is queued again."""
         await self._book.open()
-        published = {model.metadata.get("job_id"): model for model in await asyncio.to_thread(self._classifiers.all)}
-        for job in self._book.jobs.values():
-            if job.state == "training" and job.id in published:  # the end came between the model and its record
+        interrupted = [job for job in self._book.jobs.values() if job.state == "training"]
+        models = await asyncio.to_thread(self._classifiers.all) if interrupted else []
+        published = {model.metadata.get("job_id"): model for model in models}
+        for job in interrupted:
+            if job.id in published:  # the end came between the model and its record
                 self._complete(job, published[job.id])
-            elif job.state == "training":
-                job.state, job.pause_asked = ("paused" if job.pause_asked else "queued"), False
+            else:
+                job.stop("queued")
                 self._book.changed(job)
         self._sweeper = asyncio.create_task(self._sweep())
         self._serve_queue()
@@ -121,14 +121,9 @@ class Runner:
         """
         job = self._book.get(identity)
         self._refuse_when_closing()
-        if job.state in ENDED:
-            raise wrong_state("pause", job.state, "only one that is queued or training can be paused")
-        if job.state == "queued":
-            job.state = "paused"
-        elif job.state == "training":
-            job.pause_asked = True
-            if run := self._runs.get(identity):
-                run.pause()
+        job.pause()
+        if job.pause_asked and (run := self._runs.get(identity)):
+            run.pause()
         await self._book.settled(job)
         return job
 
@@ -139,10 +134,7 @@ class Runner:
             BadInputError: this one cannot.
         """
         job = self._book.get(identity)
-        if not job.resumable or (identity in self._runs and job.state != "paused"):
-            raise wrong_state(
-                "resume", job.state, "only a paused one can go on, or one that ended with its checkpoint kept"
-            )
+        job.check_resumable(running=identity in self._runs)
         return job
 
     async def resume(self, identity: str, spec: TrainingSpec) -> Job:
@@ -153,11 +145,7 @@ class Runner:
         """
         job = self.check_resumable(identity)
         self._refuse_when_closing()
-        before, after = job.spec, spec
-        unchanged = (before.data_path, before.training.batch_size) == (after.data_path, after.training.batch_size)
-        job.same_batches = job.same_batches and unchanged
-        job.spec, job.state, job.error, job.ended, job.deaths = spec, "queued", "", None, 0
-        job.enqueued, job.cleared = time.time(), False
+        job.resume(spec)
         await self._book.settled(job)
         self._serve_queue()
         return job
@@ -234,8 +222,7 @@ class Runner:
         except Exception:
             log.exception("job %s", job.id)
             if job.state not in ENDED:
-                job.error = "An unexpected failure; the server's log tells more."
-                job.end("failed")
+                job.fail("An unexpected failure; the server's log tells more.")
         finally:
             self._runs.pop(job.id, None)
             self._tasks.pop(job.id, None)
@@ -252,28 +239,17 @@ class Runner:
         if end.how == "finished":
             await self._publish(run, end.reply)
         elif end.how == "failed":
-            job.error = end.reason
-            job.end("failed")
+            job.fail(end.reason)
             self._book.in_background(run.folder.append, [f"failed: {end.reason}"])
         elif job.id in self._cleared:
             job.cleared = True
             job.end("cancelled")
         elif end.how == "paused":
             # One that was paused by the server's end goes on with the next server.
-            job.state = "paused" if job.pause_asked else "training"
-            job.pause_asked = False
+            job.stop("training")
         elif not self._closing:
-            self._count_death(run, end)
-
-    def _count_death(self, run: Run, end: End) -> None:
-        job = run.job
-        job.deaths += 1
-        self._book.in_background(run.folder.append, [f"the training's process ended: {end.reason}"])
-        if job.deaths < MOST_DEATHS:
-            job.state, job.pause_asked = ("paused", False) if job.pause_asked else ("queued", False)
-            return
-        job.error = f"The training stopped twice without getting further: {end.reason}. Its log tells how far it came."
-        job.end("failed")
+            job.count_death(end.reason)
+            self._book.in_background(run.folder.append, [f"the training's process ended: {end.reason}"])
 
     async def _publish(self, run: Run, reply: dict[str, Any]) -> None:
         job = run.job
@@ -284,8 +260,7 @@ class Runner:
         except OSError as error:
             log.exception("the model of job %s cannot be published", job.id)
             why = DiskFullError().message if is_disk_full(error) else f"{error.strerror}."
-            job.error = f"The finished model could not be stored: {why} Resume the training to try again."
-            job.end("failed")
+            job.fail(f"The finished model could not be stored: {why} Resume the training to try again.")
             return
         if job.state == "cancelled":  # meanwhile
             await self._book.in_thread(self._classifiers.delete, model.id)

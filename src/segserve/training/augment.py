@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segserve.training.spec import UNLABELLED
 
@@ -46,31 +46,23 @@ def augment(images: Tensor, masks: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 @cache
 def _rigid(*, square: bool) -> AugmentationSequential:
     from kornia import augmentation as K  # noqa: N812  # kornia's own custom
-    from kornia.constants import DataKey, Resample, SamplePadding
+    from kornia.constants import SamplePadding
 
-    return K.AugmentationSequential(
+    return _for_both(
         K.RandomHorizontalFlip(p=0.5),
         K.RandomVerticalFlip(p=0.5),
         # A patch that is not square would leave its frame at a quarter turn.
         K.RandomRotation90(times=(0, 3) if square else (2, 2), p=0.5),
         K.RandomAffine(degrees=FREE_ROTATION, p=0.25, padding_mode="reflection", align_corners=True),
-        data_keys=["input", "mask"],
-        extra_args={
-            DataKey.MASK: {
-                "resample": Resample.NEAREST,
-                "padding_mode": SamplePadding.ZEROS,
-                "align_corners": True,
-            }
-        },
+        outside=SamplePadding.ZEROS,
     )
 
 
 @cache
 def _elastic() -> AugmentationSequential:
     from kornia import augmentation as K  # noqa: N812
-    from kornia.constants import DataKey, Resample
 
-    return K.AugmentationSequential(
+    return _for_both(
         K.RandomElasticTransform(
             kernel_size=(ELASTIC_KERNEL, ELASTIC_KERNEL),
             sigma=(ELASTIC_SIGMA, ELASTIC_SIGMA),
@@ -78,11 +70,22 @@ def _elastic() -> AugmentationSequential:
             padding_mode="reflection",
             align_corners=True,
         ),
-        data_keys=["input", "mask"],
-        extra_args={
-            DataKey.MASK: {"resample": Resample.NEAREST, "padding_mode": "zeros", "align_corners": True},
-        },
+        outside="zeros",
     )
+
+
+def _for_both(*changes: nn.Module, outside: object) -> AugmentationSequential:
+    """Changes that images and masks go through together; masks keep their numbers, and get 0 from outside the frame.
+
+    Args:
+        changes: kornia's.
+        outside: zeros, as these changes want them told: kornia's flips and turns by an enum, its warp by a word.
+    """
+    from kornia import augmentation as K  # noqa: N812
+    from kornia.constants import DataKey, Resample
+
+    masks = {"resample": Resample.NEAREST, "padding_mode": outside, "align_corners": True}
+    return K.AugmentationSequential(*changes, data_keys=["input", "mask"], extra_args={DataKey.MASK: masks})
 
 
 @cache

@@ -17,11 +17,10 @@ class Remeasuring:
     vary, and blow up where one does.
     """
 
-    def __init__(self, network: nn.Module, frozen: Frozen | None) -> None:
+    def __init__(self, network: nn.Module, frozen: Frozen) -> None:
         """Put all but the layers that are not frozen in evaluation mode, as it will be when the statistics are used."""
         network.train()
-        if frozen:
-            frozen.hold()
+        frozen.hold()
         self.layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
         network.eval()
         self._before = [{name: tensor.clone() for name, tensor in layer.named_buffers()} for layer in self.layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -73,9 +74,12 @@ class Finished:
     """The model folder is complete. `metadata` lacks only what publishing gives it, its id."""
 
     metadata: dict[str, Any]
-    final_loss: float
-    final_accuracy: float
     warnings: list[str]
 
 
 Event = Stage | Started | BatchDone | EpochDone | CheckpointReady | Paused | Finished
+
+
+def finite(value: float) -> float:
+    """A number that JSON has: what is none is told as 0."""
+    return float(value) if math.isfinite(value) else 0.0

@@ -5,27 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from segserve.errors import BadInputError
-from segserve.training.augment import augment
 from segserve.training.batchnorm import Remeasuring
 from segserve.training.device import Place
 from segserve.training.events import BatchDone, CheckpointReady, EpochDone, Event, Paused
 from segserve.training.feed import Feed
-from segserve.training.loss import training_loss
+from segserve.training.learner import Learner
 from segserve.training.memory import Peak
 from segserve.training.metrics import Evaluation, Scores
 from segserve.training.network.freeze import Frozen
 from segserve.training.progress import Progress
 from segserve.training.schedule import learning_rate
-from segserve.training.spec import UNLABELLED, TrainingSpec
+from segserve.training.spec import TrainingSpec
 
 CHECKPOINT_SECONDS = 30.0
 MEASURED_PATCHES = 64
@@ -39,7 +35,7 @@ class Setting:
     train: Feed
     validation: Feed
     place: Place
-    frozen: Frozen | None
+    frozen: Frozen
     class_weights: list[float] | None
 
 
@@ -52,31 +48,23 @@ class Loop:
         network: trained in place.
         progress: how far it is; a resumed training brings its own.
         pause_asked: whether to stop after the batch at hand.
-        stopped_early: set when early stopping ended the training.
     """
 
     setting: Setting
     network: nn.Module
     progress: Progress
     pause_asked: Callable[[], bool]
-    stopped_early: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        place, hyper = self.setting.place, self.setting.spec.training
-        devices: list[int] | int = [int(place.device.partition(":")[2])] if place.kind == "cuda" else 1
-        self._fabric = Fabric(accelerator=place.kind, devices=devices, precision=place.precision)
-        network = self.network.to(memory_format=torch.channels_last)
-        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        kind = torch.optim.Adam if hyper.optimizer == "adam" else torch.optim.AdamW
-        fused = place.kind != "mps" and place.precision != "16-mixed"
-        optimizer = kind(trained, lr=hyper.learning_rate, weight_decay=hyper.weight_decay, fused=fused)
-        model, wrapped = self._fabric.setup(network, optimizer)
-        self._model, self._optimizer = cast("nn.Module", model), cast("torch.optim.Optimizer", wrapped)
-        self._weights = self._to_device(self.setting.class_weights)
-        self._peak = Peak(place)
+        setting = self.setting
+        self._learner = Learner(
+            self.network, setting.spec.training, setting.place, setting.frozen, setting.class_weights
+        )
+        self._peak = Peak(setting.place)
         self._saved = -math.inf
         if self.progress.state:
-            self._restore(self.progress.state)
+            self._learner.restore(self.progress.state)
+            self.progress.state = None  # it holds every weight twice
 
     def run(self) -> Iterator[Event]:
         """Train to the last epoch, to early stopping, or until a pause is asked for; tell what happens."""
@@ -95,80 +83,53 @@ class Loop:
             if time.monotonic() - self._saved >= CHECKPOINT_SECONDS:
                 yield CheckpointReady(self._state())
                 self._saved = time.monotonic()
-        self.stopped_early = self.progress.epoch < hyper.epochs
         if self.progress.best:
             self.network.load_state_dict(self.progress.best["state"])
 
     def _batches(self) -> Iterator[Event]:
         """The rest of the running epoch, or as much of it as comes before a pause."""
-        self._model.train()
-        if self.setting.frozen:
-            self.setting.frozen.hold()
+        self._learner.start()
         hyper, progress = self.setting.spec.training, self.progress
-        plan = self.setting.train.plan(hyper.batch_size, seed=hyper.seed, epoch=progress.epoch, shuffle=True)
+        plan = self._plan()
         for images, masks in self.setting.train.batches(plan[progress.batch :]):
             if self.pause_asked():
                 return
             total = len(plan) * hyper.epochs
             step = progress.epoch * len(plan) + progress.batch
             progress.rate = learning_rate(hyper.scheduler, hyper.learning_rate, step, total)
-            self._step(images, masks, _seed(hyper.seed, progress.epoch, progress.batch))
-            progress.batch += 1
+            loss = self._learner.step(images, masks, epoch=progress.epoch, batch=progress.batch, rate=progress.rate)
+            progress.count_batch(loss, len(images))
             self._peak.look()
             yield BatchDone(progress.epoch + 1, progress.batch, len(plan), progress.train_loss)
 
-    def _step(self, images: Tensor, masks: Tensor, seed: int) -> None:
-        hyper, device = self.setting.spec.training, self._fabric.device
-        torch.manual_seed(seed)  # for dropout
-        images, masks = images.to(device, memory_format=torch.channels_last), masks.to(device)
-        if hyper.augmentation:
-            images, masks = augment(images, masks, seed)
-        if not bool((masks != UNLABELLED).any()):
-            return  # nothing to learn from, and Adam would drift on its momentum
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.progress.rate
-        self._optimizer.zero_grad()
-        loss = training_loss(hyper.loss_function, self._model(images), masks, self._weights)
-        value = float(loss.detach())
-        self._refuse_divergence(value)
-        self._fabric.backward(loss)
-        if hyper.gradient_clip:
-            self._fabric.clip_gradients(
-                self._model, self._optimizer, max_norm=hyper.gradient_clip, error_if_nonfinite=False
-            )
-        self._optimizer.step()
-        self.progress.loss_sum += value * len(images)
-        self.progress.loss_count += len(images)
+    def _plan(self) -> list[list[int]]:
+        """The running epoch's batches of training patches."""
+        hyper = self.setting.spec.training
+        return self.setting.train.plan(hyper.batch_size, seed=hyper.seed, epoch=self.progress.epoch, shuffle=True)
 
     def _remeasure(self) -> Remeasuring:
         """Give batch normalisation the statistics of some training patches, as they are without augmentation."""
-        hyper, feed = self.setting.spec.training, self.setting.train
-        plan = feed.plan(hyper.batch_size, seed=hyper.seed, epoch=self.progress.epoch, shuffle=True)
         measuring = Remeasuring(self.network, self.setting.frozen)
-        batches = plan[: max(1, MEASURED_PATCHES // hyper.batch_size)] if measuring.layers else []
+        most = max(1, MEASURED_PATCHES // self.setting.spec.training.batch_size)
         with torch.no_grad():
-            for images, _ in feed.batches(batches):
+            for images, _ in self.setting.train.batches(self._plan()[:most] if measuring.layers else []):
                 if self.pause_asked():
                     break
-                self._model(images.to(self._fabric.device, memory_format=torch.channels_last))
+                self._learner.run(images)
         measuring.end()
         return measuring
 
     def _validate(self) -> Scores | None:
         """The scores of the network as it is; None if a pause is asked for meanwhile."""
-        self._model.eval()
-        spec, device = self.setting.spec, self._fabric.device
+        self.network.eval()
+        spec = self.setting.spec
         evaluation = Evaluation(spec.classes)
         plan = self.setting.validation.plan(spec.training.batch_size, seed=0, epoch=0, shuffle=False)
         with torch.no_grad():
             for images, masks in self.setting.validation.batches(plan):
                 if self.pause_asked():
                     return None
-                target = masks.to(device)
-                logits = self._model(images.to(device, memory_format=torch.channels_last))
-                loss = training_loss(spec.training.loss_function, logits, target, self._weights)
-                self._refuse_divergence(float(loss))
-                evaluation.add(logits, target, loss)
+                evaluation.add(*self._learner.look(images, masks, epoch=self.progress.epoch))
                 self._peak.look()
         return evaluation.scores()
 
@@ -202,22 +163,12 @@ class Loop:
             best=best,
         )
         progress.next_epoch(done.wire())
-        self._give_memory_back()
+        self._learner.give_memory_back()
         return done
 
     def _is_waiting_in_vain(self) -> bool:
         hyper = self.setting.spec.training
         return hyper.early_stopping and self.progress.waited >= hyper.early_stopping_patience
-
-    def _refuse_divergence(self, loss: float) -> None:
-        if math.isfinite(loss):
-            return
-        hyper = self.setting.spec.training
-        raise BadInputError(
-            f"The training diverged in epoch {self.progress.epoch + 1}: its loss is no longer a number. "
-            f"Lower the learning rate (it is {hyper.learning_rate:g}; try {hyper.learning_rate / 10:g}), "
-            f"and if that does not help, switch mixed_precision off."
-        )
 
     def _state(self) -> dict[str, Any]:
         best, progress = self.progress.best, self.progress
@@ -225,35 +176,10 @@ class Loop:
         is_best = best is not None and best["epoch"] == progress.epoch and progress.batch == 0
         return progress.state_with(
             network=best["state"] if best and is_best else _copied(self.network.state_dict()),
-            optimizer=self._optimizer.state_dict(),
-            precision=self._fabric.strategy.precision.state_dict(),
+            **self._learner.state(),
             batch_size=self.setting.spec.training.batch_size,
             threads=torch.get_num_threads(),
         )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        hyper = self.setting.spec.training
-        for group in self._optimizer.param_groups:
-            group["weight_decay"] = hyper.weight_decay
-        if state["precision"]:  # empty unless it had a scaler
-            self._fabric.strategy.precision.load_state_dict(state["precision"])
-        self.progress.state = None  # it holds every weight twice
-
-    def _to_device(self, weights: list[float] | None) -> Tensor | None:
-        return None if weights is None else torch.tensor(weights, dtype=torch.float32, device=self._fabric.device)
-
-    def _give_memory_back(self) -> None:
-        if self.setting.place.kind == "cuda":
-            torch.cuda.empty_cache()
-        elif self.setting.place.kind == "mps":
-            torch.mps.empty_cache()
-
-
-def _seed(seed: int, epoch: int, batch: int) -> int:
-    """The seed of one batch: of nothing but these three numbers."""
-    return int(np.random.SeedSequence((seed, epoch, batch)).generate_state(1, np.uint32)[0])
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

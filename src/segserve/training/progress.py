@@ -52,6 +52,13 @@ class Progress:
         else:
             self.waited += 1
 
+    def count_batch(self, loss: float | None, patches: int) -> None:
+        """Note that a batch is done; its loss is None where there was nothing to learn from."""
+        self.batch += 1
+        if loss is not None:
+            self.loss_sum += loss * patches
+            self.loss_count += patches
+
     def next_epoch(self, told: dict[str, Any]) -> None:
         """Close the running epoch."""
         self.history.append(told)

@@ -14,7 +14,7 @@ from torch import nn
 
 from segserve import devices
 from segserve.errors import BadInputError, human_bytes
-from segserve.models.catalog.architectures import architecture
+from segserve.models.catalog.architectures import Architecture, architecture
 from segserve.tiles.frame import padded_size
 from segserve.tiles.normalize import Normalization
 from segserve.tiles.statistics import measure
@@ -74,6 +74,7 @@ def train(order: Order) -> Iterator[Event]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     place = device.choose(order.device, mixed=spec.training.mixed_precision)
     progress = Progress.of(state, same_batches=order.same_batches) if state else Progress()
+    kind = architecture(spec.architecture.type)
     yield Stage("weights")
     network, licence = _network(order)
     if progress.best and progress.epoch >= spec.training.epochs:
@@ -82,12 +83,14 @@ def train(order: Order) -> Iterator[Event]:
     else:
         yield Stage("data")
         frozen = freeze(network, spec.architecture.backbone, spec.architecture.frozen_layers)
-        data = load(data_request(spec), order.scratch, memory_bound=_memory_for_data(order))
-        known = _known(progress, data, spec, licence)
+        data = load(DataRequest.of(spec), order.scratch, memory_bound=_memory_for_data(order))
+        normalization = Normalization(**spec.input_config.normalization.model_dump())
+        known = _known(progress, data, spec, normalization, licence)
         progress.known = known.to_wire()
-        setting = Setting(spec, *_feeds(data, known, spec), place, frozen, data.summary.class_weights)
+        training, validation = (Feed(side, normalization, known.stats, kind) for side in (data.train, data.validation))
+        setting = Setting(spec, training, validation, place, frozen, data.summary.class_weights)
         yield Started(place.device, f"{place.info}, {place.precision}", data.summary.warnings)
-        _announce(order, network, data, place)
+        _announce(setting, network, data)
         yield Stage("training")
         loop = Loop(setting, network, progress, order.pause_asked)
         for event in loop.run():
@@ -97,20 +100,7 @@ def train(order: Order) -> Iterator[Event]:
             if isinstance(event, Paused):
                 return
     yield Stage("export")
-    yield _finish(order, network, progress, known)
-
-
-def data_request(spec: TrainingSpec) -> DataRequest:
-    """The part of a training that its data must fit."""
-    return DataRequest(
-        data_path=spec.data_path,
-        classes=spec.classes,
-        num_channels=spec.input_config.num_channels,
-        channel_names=spec.input_config.channel_names or None,
-        context_scale=spec.architecture.context_scale,
-        validation_split=spec.training.validation_split,
-        seed=spec.training.seed,
-    )
+    yield _finish(order, kind, network, progress, known)
 
 
 def _network(order: Order) -> tuple[nn.Module, str | None]:
@@ -133,9 +123,10 @@ def _memory_for_data(order: Order) -> int:
     return order.data_memory or devices.available_memory() // 3
 
 
-def _known(progress: Progress, data: DataSet, spec: TrainingSpec, licence: str | None) -> Known:
+def _known(
+    progress: Progress, data: DataSet, spec: TrainingSpec, normalization: Normalization, licence: str | None
+) -> Known:
     """What the model will say of its data. A resumed training keeps the statistics that it began with."""
-    normalization = Normalization(**spec.input_config.normalization.model_dump())
     if progress.known:
         stats = Known.from_wire(progress.known).stats
     elif normalization.strategy == "fixed_range":
@@ -154,19 +145,9 @@ def _known(progress: Progress, data: DataSet, spec: TrainingSpec, licence: str |
     )
 
 
-def _feeds(data: DataSet, known: Known, spec: TrainingSpec) -> tuple[Feed, Feed]:
-    kind = architecture(spec.architecture.type)
-    normalization = Normalization(**spec.input_config.normalization.model_dump())
-    return (
-        Feed(data.train, normalization, known.stats, kind),
-        Feed(data.validation, normalization, known.stats, kind),
-    )
-
-
-def _announce(order: Order, network: nn.Module, data: DataSet, place: device.Place) -> None:
+def _announce(setting: Setting, network: nn.Module, data: DataSet) -> None:
     """Say in the log what is trained on what, and what memory that will take."""
-    spec, summary = order.spec, data.summary
-    kind = architecture(spec.architecture.type)
+    spec, summary, place, kind = setting.spec, data.summary, setting.place, setting.train.architecture
     height, width, _ = summary.sizes[0]
     shape = (
         min(spec.training.batch_size, len(data.train)),
@@ -203,12 +184,11 @@ def _report(epoch: EpochDone) -> None:
     )
 
 
-def _finish(order: Order, network: nn.Module, progress: Progress, known: Known) -> Finished:
+def _finish(order: Order, kind: Architecture, network: nn.Module, progress: Progress, known: Known) -> Finished:
     """Write the model folder."""
     spec, best = order.spec, progress.best
     if best is None:
         raise BadInputError("The training has no finished epoch: resume it with more epochs.")
-    kind = architecture(spec.architecture.type)
     network = network.cpu().float()
     folder = order.model_folder
     export.write_weights(network, folder)
@@ -226,4 +206,4 @@ def _finish(order: Order, network: nn.Module, progress: Progress, known: Known) 
         spec, kind, known, best=best, epochs_run=progress.epoch, warnings=[*known.warnings, *warnings]
     )
     log.info("finished: best epoch %d of %d", best["epoch"], progress.epoch)
-    return Finished(described, metadata.finite(best["loss"]), metadata.finite(best["accuracy"]), warnings)
+    return Finished(described, warnings)

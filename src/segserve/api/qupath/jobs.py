@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from segserve.jobs.record import Job
 from segserve.jobs.runner import Runner
 from segserve.models.classifiers import ClassifierStore
+from segserve.training.events import finite
 
 EPOCH_FIELDS = ("train_loss", "accuracy", "mean_iou", "per_class_iou", "per_class_loss")
 
@@ -33,8 +33,8 @@ def status(job: Job, runner: Runner, classifiers: ClassifierStore) -> dict[str, 
         answer |= {
             "model_id": job.model_id,
             "model_path": str(classifiers.own / job.model_id),
-            "final_loss": _finite(job.final_loss),
-            "final_accuracy": _finite(job.final_accuracy),
+            "final_loss": finite(job.final_loss),
+            "final_accuracy": finite(job.final_accuracy),
         }
     if job.state == "failed":
         answer["error"] = job.error or "The training failed; its log tells more."
@@ -58,12 +58,8 @@ def summary(job: Job) -> dict[str, Any]:
 
 def _figures(job: Job) -> dict[str, Any]:
     latest = job.latest or {}
-    figures: dict[str, Any] = {"loss": _finite(latest.get("val_loss", 0.0))}
+    figures: dict[str, Any] = {"loss": finite(latest.get("val_loss", 0.0))}
     for field in EPOCH_FIELDS:
         value = latest.get(field, {} if field.startswith("per_class") else 0.0)
-        figures[field] = {name: _finite(v) for name, v in value.items()} if isinstance(value, dict) else _finite(value)
+        figures[field] = {name: finite(v) for name, v in value.items()} if isinstance(value, dict) else finite(value)
     return figures
-
-
-def _finite(value: float) -> float:
-    return float(value) if math.isfinite(value) else 0.0

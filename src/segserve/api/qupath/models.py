@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 
 from segserve.api.qupath.hall import hall
-from segserve.api.uploads import receive_form
+from segserve.api.uploads import form_schema, receive_form
 from segserve.errors import BadInputError
 from segserve.models.classifiers import ClassifierStore
 from segserve.models.store import NETWORK_FILE
@@ -19,20 +19,7 @@ from segserve.models.store import NETWORK_FILE
 router = APIRouter(prefix="/models", tags=["QuPath: models"])
 
 MISSING_FILE = {"type": "missing", "loc": ("body", "file"), "msg": "Field required", "input": None}
-UPLOAD_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary", "description": "An .onnx file."}},
-                }
-            }
-        },
-    }
-}
+UPLOAD_BODY = form_schema("file", {"file": {"type": "string", "format": "binary", "description": "An .onnx file."}})
 
 
 @router.get("")

@@ -121,7 +121,7 @@ async def _check(place: Hall, spec: TrainingSpec) -> list[str]:
     Raises:
         BadInputError: what is wrong, and what to do.
     """
-    asked, training = spec.architecture, spec.training
+    asked = spec.architecture
     await place.inspector.ask(
         "network",
         {
@@ -134,17 +134,6 @@ async def _check(place: Hall, spec: TrainingSpec) -> list[str]:
             "weights_dir": place.weights_dir,
         },
     )
-    found = await place.scanner.ask(
-        "data",
-        {
-            "data_path": spec.data_path,
-            "classes": spec.classes,
-            "num_channels": spec.input_config.num_channels,
-            "channel_names": spec.input_config.channel_names or None,
-            "context_scale": asked.context_scale,
-            "validation_split": training.validation_split,
-            "seed": training.seed,
-        },
-    )
+    found = await place.scanner.ask("data", {"spec": spec.model_dump(mode="json")})
     warnings: list[str] = found["warnings"]
     return warnings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from segserve.api.uploads import form_schema
 from segserve.models.request import InferenceConfig, LoadRequest
 
 
@@ -23,26 +24,16 @@ def _load_schema() -> dict[str, Any]:
 LOAD_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": _load_schema()}}}
 }
-INFER_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary", "description": "NIfTI volume, .nii or .nii.gz"},
-                        "model_name": {"type": "string", "description": "a loaded model; the current one if absent"},
-                        "window_level": {"type": "string", "description": "centre of the intensity window"},
-                        "window_width": {"type": "string", "description": "width of the intensity window"},
-                        "force_cpu": {"type": "string", "enum": ["true", "false"]},
-                    },
-                }
-            }
-        },
-    }
-}
+INFER_BODY = form_schema(
+    "image",
+    {
+        "image": {"type": "string", "format": "binary", "description": "NIfTI volume, .nii or .nii.gz"},
+        "model_name": {"type": "string", "description": "a loaded model; the current one if absent"},
+        "window_level": {"type": "string", "description": "centre of the intensity window"},
+        "window_width": {"type": "string", "description": "width of the intensity window"},
+        "force_cpu": {"type": "string", "enum": ["true", "false"]},
+    },
+)
 _ERROR = {"content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "What is wrong, in one sentence", **_ERROR},

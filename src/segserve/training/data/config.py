@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from segserve.errors import BadInputError
+from segserve.training.spec import UNLABELLED
 
 NAME = "config.json"
 MAX_BYTES = 16 * 2**20
-UNLABELED = 255
 WEIGHTS = re.compile(r'("class_weights"\s*:\s*)\[([^\[\]]*)\]')
 COMMA_DECIMAL = re.compile(r"(\d+),(\d{6})(?!\d)")
 WITH_POINT = r"\1.\2"
@@ -50,7 +50,7 @@ class DataConfig:
 
     classes: list[ClassInfo] | None = None
     class_weights: list[float] | None = None
-    unlabeled_index: int = UNLABELED
+    unlabeled_index: int = UNLABELLED
     channel_names: list[str] | None = None
     context_scale: int = 1
     patch_size: int | None = None
@@ -78,7 +78,7 @@ def read_config(folder: Path) -> DataConfig:
     return DataConfig(
         classes=classes,
         class_weights=_weights(content.get("class_weights"), classes, warnings),
-        unlabeled_index=_unlabeled(content.get("unlabeled_index", UNLABELED)),
+        unlabeled_index=_unlabeled(content.get("unlabeled_index", UNLABELLED)),
         channel_names=_strings(channels.get("channel_names")),
         context_scale=_whole(channels.get("context_scale")) or 1,
         patch_size=_whole(content.get("patch_size")),

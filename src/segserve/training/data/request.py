@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segserve.errors import BadInputError
-
-MAX_CLASSES = 255  # numbers 0 to 254: 255 is unlabelled
+from segserve.training.spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,19 @@ class DataRequest:
     context_scale: int = 1
     validation_split: float = 0.2
     seed: int = 0
+
+    @classmethod
+    def of(cls, spec: TrainingSpec) -> DataRequest:
+        """The part of a training that its data must fit."""
+        return cls(
+            data_path=spec.data_path,
+            classes=spec.classes,
+            num_channels=spec.input_config.num_channels,
+            channel_names=spec.input_config.channel_names or None,
+            context_scale=spec.architecture.context_scale,
+            validation_split=spec.training.validation_split,
+            seed=spec.training.seed,
+        )
 
     @property
     def has_context(self) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import BadInputError
-from segserve.training.data.config import NAME, UNLABELED, DataConfig
-from segserve.training.data.request import MAX_CLASSES, DataRequest
+from segserve.errors import BadInputError, by
+from segserve.training.data.config import NAME, DataConfig
+from segserve.training.data.request import DataRequest
+from segserve.training.spec import MOST_CLASSES, UNLABELLED
 
 MAX_PATCH_PIXELS = 2**26  # no network trains on more at once
 VALUES = 256
@@ -72,8 +72,7 @@ class Rules:
         """
         if mask.shape != image_size:
             raise BadInputError(
-                f"{name} has {_by(mask.shape)} pixels and its image {_by(image_size)}: "
-                "they must be alike; export again."
+                f"{name} has {by(mask.shape)} pixels and its image {by(image_size)}: they must be alike; export again."
             )
         counts = np.bincount(mask.ravel(), minlength=VALUES)
         counts[self.unlabeled] = 0
@@ -87,8 +86,8 @@ class Rules:
 
     def canonical(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The checked mask with 255 where it is unlabelled."""
-        if self.unlabeled != UNLABELED:
-            mask[mask == self.unlabeled] = UNLABELED
+        if self.unlabeled != UNLABELLED:
+            mask[mask == self.unlabeled] = UNLABELLED
         return mask
 
 
@@ -96,7 +95,7 @@ def check_context(shape: tuple[int, ...], image_size: tuple[int, int], name: str
     """Refuse a wider view that is not of its patch's size in pixels."""
     if shape[:2] != image_size:
         raise BadInputError(
-            f"{name} has {_by(shape[:2])} pixels and its patch {_by(image_size)}: they must be alike; export again."
+            f"{name} has {by(shape[:2])} pixels and its patch {by(image_size)}: they must be alike; export again."
         )
 
 
@@ -107,8 +106,8 @@ def make_rules(request: DataRequest, config: DataConfig) -> Rules:
         BadInputError: the two contradict each other.
     """
     count = len(request.classes)
-    if not 2 <= count <= MAX_CLASSES:
-        raise BadInputError(f"The request names {count} classes: 2 to {MAX_CLASSES} can be trained.")
+    if not 2 <= count <= MOST_CLASSES:
+        raise BadInputError(f"The request names {count} classes: 2 to {MOST_CLASSES} can be trained.")
     if config.classes is not None and len(config.classes) != count:
         raise BadInputError(
             f"The request names {count} classes and {NAME} {len(config.classes)}: export the patches again with the "
@@ -122,7 +121,3 @@ def make_rules(request: DataRequest, config: DataConfig) -> Rules:
     return Rules(
         request.classes, request.num_channels, config.unlabeled_index, config.channel_names, request.channel_names
     )
-
-
-def _by(size: Sequence[Any]) -> str:
-    return " x ".join(str(int(length)) for length in size)

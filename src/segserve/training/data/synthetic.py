@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tifffile import imwrite
 
+from segserve.training.spec import UNLABELLED
+
 SIDE = 256
 TRAIN, VALIDATION = 4, 2
 LABELLED_ROWS = 50  # at the top: background
-BACKGROUND, FOREGROUND, UNLABELLED = 0, 1, 255
+BACKGROUND, FOREGROUND = 0, 1
 
 
 def write_synthetic(folder: Path, seed: int = 0) -> None:

@@ -22,7 +22,6 @@ class Frozen:
     """The held part of a network."""
 
     held: tuple[nn.Module, ...]
-    parameters: int
 
     def hold(self) -> None:
         """Put the held modules in evaluation mode; to be called after every `network.train()`.
@@ -49,6 +48,8 @@ def resolve(network: nn.Module, encoder: str, names: Sequence[str]) -> list[str]
     Raises:
         BadInputError: a name stands for nothing; the message lists those that would.
     """
+    if not names:
+        return []  # the groups of some encoders take a run to find out
     groups = layer_groups(network, encoder)
     owned = list(owners(network))
     chosen: set[str] = set()
@@ -77,8 +78,7 @@ def freeze(network: nn.Module, encoder: str, names: Sequence[str]) -> Frozen:
     for path in paths:
         for parameter in network.get_submodule(path).parameters(recurse=False):
             parameter.requires_grad = False
-    parameters = sum(parameter.numel() for parameter in network.parameters() if not parameter.requires_grad)
-    return Frozen(tuple(_held(network, inherited=False)), parameters)
+    return Frozen(tuple(_held(network, inherited=False)))
 
 
 def check_something_left(network: nn.Module, paths: Sequence[str]) -> None:

@@ -84,9 +84,8 @@ def check_network(body: Body) -> Body:
         BadInputError: the network cannot be built, a layer is unknown, all are frozen, or the weights are out of reach.
     """
     network = _outline(body)
-    name, frozen = body["encoder"], body.get("frozen_layers") or []
-    if frozen:
-        check_something_left(network, resolve(network, name, frozen))
+    name = body["encoder"]
+    check_something_left(network, resolve(network, name, body.get("frozen_layers") or []))
     answer: Body = {
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "licence": None,

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from segserve.errors import BadInputError
+from segserve.errors import BadInputError, by
 from segserve.training.network.build import TIMM, library_name, quiet
 
 COLOURS = 3
@@ -93,7 +93,7 @@ def _matched(
         elif _fits(tuple(value.shape), shapes[key], channels):
             found[name] = key
         else:
-            other.append(f"{name} is {_by(shapes[key])} instead of {_by(tuple(value.shape))}")
+            other.append(f"{name} is {_size(shapes[key])} instead of {_size(tuple(value.shape))}")
     if missing or other:
         raise BadInputError(_complaint(encoder, path, missing, other))
     return found
@@ -129,8 +129,8 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _by(shape: Shape) -> str:
-    return " x ".join(map(str, shape)) or "one number"
+def _size(shape: Shape) -> str:
+    return by(shape) or "one number"
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What the story says on the terminal."""
+"""What a story says on the terminal."""
 
 from __future__ import annotations
 
