@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.inferers import sliding_window_inference
+from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
 from segserve.volumes.blend import window_weights
@@ -45,8 +45,8 @@ def averaged(engine: TorchEngine, volume: NDArray[np.float32], grid: Grid, windo
     """The averaged logits (K, Z, Y, X), caught where labels are made of them."""
     planes: list[NDArray[np.float32]] = []
 
-    def catch(scores: NDArray[np.float32], weights: NDArray[np.float32], out: NDArray[Any]) -> None:
-        planes.append(scores / weights)
+    def catch(scores: NDArray[np.float32], windows: NDArray[np.float32], out: NDArray[Any]) -> None:
+        planes.append(scores / windows)
 
     def read(start: int, stop: int) -> NDArray[np.float32]:
         return volume.take(range(start, stop), axis=grid.sweep)

@@ -59,6 +59,12 @@ def free_port() -> int:
         return port
 
 
+@pytest.fixture(autouse=True)
+def no_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command remembers goes to a folder of the test, unless it is told another."""
+    monkeypatch.setenv("SEGSERVE_STATE_DIR", str(tmp_path / "state of no server"))
+
+
 @pytest.fixture
 def network(tmp_path: Path) -> str:
     return str(threshold_network(tmp_path / "net.onnx", 0.5))

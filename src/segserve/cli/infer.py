@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from segserve.cli.folder import pairs_in, segment_all, sentence
 from segserve.cli.options import read_settings
 from segserve.cli.output import fail
-from segserve.errors import DiskFullError, MissingExtraError, SegserveError, is_disk_full
+from segserve.errors import MissingExtraError, SegserveError
 from segserve.models.request import LoadRequest, parse_load_request
 from segserve.settings import Settings
-
-SUFFIXES = (".nii.gz",)
+from segserve.state import StateDir
 
 Triple = tuple[int, int, int] | None
 
 
 def infer(
     model: Annotated[Path, typer.Argument(help="The ONNX network.")],
-    image: Annotated[Path, typer.Argument(help="The volume, .nii or .nii.gz.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The label map to write, .nii.gz.")],
+    image: Annotated[Path, typer.Argument(help="The volume (NIfTI, NRRD or MetaImage), or a folder of volumes.")],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="The labels: .nii.gz, .nii, .nrrd or .mha; for a folder, the folder."),
+    ],
     config: Annotated[Path | None, typer.Option(help="MMEngine configuration; not for ONNX networks.")] = None,
     window_level: Annotated[float | None, typer.Option(help="Centre of the intensity window.")] = None,
     window_width: Annotated[float | None, typer.Option(help="Width of the intensity window.")] = None,
@@ -32,7 +37,7 @@ def infer(
     fp16: Annotated[bool, typer.Option("--fp16", help="Permit half precision where it is right and fast.")] = False,
     force_cpu: Annotated[bool, typer.Option("--force-cpu", help="Stay on the processor.")] = False,
 ) -> None:
-    """Segment one volume without a server."""
+    """Segment a volume, or a folder of volumes, without a server. In a folder, what has labels already is skipped."""
     del force_cpu  # the only device of this version
     sent = {"patch_size": patch_size, "patch_stride": patch_stride, "engine": engine, "fp16": fp16 or None}
     body = {
@@ -41,64 +46,92 @@ def infer(
         "model_path": str(model),
         "inference_config": {key: value for key, value in sent.items() if value is not None},
     }
-    _check_paths(model, image, output)
+    window = (window_level, window_width)
+    several = image.is_dir()
+    _check_paths(model, image, output, several=several)
+    pairs = pairs_in(image, output) if several else [(image, output)]
     try:
         if config:
             raise MissingExtraError(
                 "MMEngine models need the extra segserve[mmengine], which is not part of this version."
             )
-        _segment(parse_load_request(body), image, output, (window_level, window_width), read_settings({}))
-    except SegserveError as error:
-        fail(f"{model} on {image}: {error.message}")
-    except OSError as error:
-        fail(DiskFullError().message if is_disk_full(error) else f"{error.filename or output}: {error.strerror}.")
+        request, settings = parse_load_request(body), read_settings({})
+        if several:
+            output.mkdir(parents=True, exist_ok=True)
+            segment_all(pairs, lambda: _load(request, window, settings))
+        else:
+            _load(request, window, settings)(image, output)
+    except (SegserveError, OSError) as error:
+        fail(f"{model} on {image}: {sentence(error, output)}")
 
 
-def _check_paths(model: Path, image: Path, output: Path) -> None:
-    for name, path in (("model", model), ("image", image)):
-        if not path.is_file():
-            fail(f"the {name} {path} is not there.")
-    if not output.name.endswith(SUFFIXES):
-        fail(f"the output {output} must end in {' or '.join(SUFFIXES)}.")
+def _check_paths(model: Path, image: Path, output: Path, *, several: bool) -> None:
+    from segserve.volumes.writers import WRITERS
+
+    if not model.is_file():
+        fail(f"the model {model} is not there.")
+    if several:
+        return
+    if not image.is_file():
+        fail(f"the image {image} is not there.")
+    if not output.name.lower().endswith(tuple(WRITERS)):
+        fail(f"the output {output} must end in {', '.join(WRITERS)}.")
     if any(output.exists() and output.samefile(path) for path in (model, image)):
         fail(f"the output {output} is one of the inputs: give it another name.")
     if not output.parent.is_dir():
         fail(f"the folder {output.parent} is not there.")
 
 
-def _segment(
-    request: LoadRequest, image: Path, output: Path, window: tuple[float | None, float | None], settings: Settings
-) -> None:
+def _load(
+    request: LoadRequest, window: tuple[float | None, float | None], settings: Settings
+) -> Callable[[Path, Path], None]:
+    """Load the network; what is given back segments a volume into a file."""
     # Imported here: the server's process, which shares this command line, must never load an engine.
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from segserve.volumes.model import Job, VolumeModel
     from segserve.volumes.source import Limits
 
-    network = VolumeModel.load(request, default_patch=settings.default_patch)
+    choices = StateDir(settings.state_dir).cache
+    network = VolumeModel.load(request, default_patch=settings.default_patch, choices=choices)
     for warning in network.plan.warnings:
         typer.echo(f"note: {warning}", err=True)
     limits = Limits(settings.max_decompressed, settings.max_voxels, settings.memory_limit)
-    columns: list[Any] = [TextColumn("patches"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    # Beside the output, so that the finished file appears whole, by rename.
-    console = Console(stderr=True)
-    with (
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=".segserve-") as folder,
-        Progress(*columns, console=console, disable=not console.is_terminal) as bar,
-    ):
-        task = bar.add_task("patches", total=None)
-        job = Job(
-            image=image,
-            target=Path(folder) / "labels.nii.gz",
-            scratch=Path(folder),
-            limits=limits,
-            window_level=window[0],
-            window_width=window[1],
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+
+    def segment(image: Path, output: Path) -> None:
+        # Beside the output, so that the finished file appears whole, by rename.
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".segserve-") as folder, _bar(image) as progress:
+            job = Job(
+                image=image,
+                target=Path(folder) / f"finished-{output.name}",
+                scratch=Path(folder),
+                limits=limits,
+                window_level=window[0],
+                window_width=window[1],
+                progress=progress,
+            )
+            outcome = network.segment(job)
+            job.target.replace(output)
+        for warning in outcome.warnings:
+            typer.echo(f"note: {image.name}: {warning}", err=True)
+        typer.echo(
+            f"{output}: {outcome.patches} patches, {outcome.engine} {outcome.precision}, {outcome.seconds:.1f} s"
         )
-        outcome = network.segment(job)
-        job.target.replace(output)
-    for warning in outcome.warnings:
-        typer.echo(f"note: {warning}", err=True)
-    typer.echo(f"{output}: {outcome.patches} patches, {outcome.engine} {outcome.precision}, {outcome.seconds:.1f} s")
+
+    return segment
+
+
+@contextmanager
+def _bar(image: Path) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, where there is a terminal for it; told (patches done, patches in all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[Any] = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    ]
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{image.name}, patches", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

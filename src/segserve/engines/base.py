@@ -45,11 +45,13 @@ class Network:
         path: the .onnx file.
         dtype: of the input; engines are fed float32 and convert.
         output: the place of the output among the network's.
+        changing: whether the shape of batches will change often, so that an engine should not prepare for each.
     """
 
     path: Path
     dtype: np.dtype[np.floating]
     output: int = 0
+    changing: bool = False
 
 
 class Engine(Protocol):

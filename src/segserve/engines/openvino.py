@@ -43,13 +43,14 @@ class OpenVINOEngine:
         """
         self.precision = precision
         self._dtype = network.dtype
+        self._changing = network.changing
         self._model = _only_output(read_model(network.path), network.output)
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network; see `Engine`."""
-        if batch.shape != self._shape:
+        if self._request is None or (batch.shape != self._shape and not self._changing):
             self._compile(batch.shape)
         try:
             self._request.infer([batch.astype(self._dtype, copy=False)], share_inputs=True, share_outputs=True)
@@ -66,7 +67,8 @@ class OpenVINOEngine:
         }
         self._shape, self._request = (), None  # the memory of the last shape is free before that of the next is taken
         try:
-            self._model.reshape(list(shape))
+            if not self._changing:
+                self._model.reshape(list(shape))
             self._request = ov.Core().compile_model(self._model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"The network does not accept an input of shape {shape}: {reason_of(error)}") from error

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from isal import igzip
 from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
-from segserve.volumes.nifti import NiftiHeader, label_header, map_planes
+from segserve.volumes.nifti import NiftiHeader, map_planes
 from segserve.volumes.source import Source
-
-CHUNK = 2**20
-COMPRESSION = 2  # isal's levels go from 0 to 3; 2 packs labels as tightly as 3 in less time
+from segserve.volumes.unpack import CHUNK
+from segserve.volumes.writers import Finished, writer_for
 
 
 def label_dtype(classes: int) -> np.dtype[Any]:
@@ -84,32 +81,14 @@ class LabelFile:
 
 
 def write_labels(labels: LabelFile, source: Source, target: Path) -> None:
-    """Write the finished .nii.gz: the source's header (extensions included) and the labels.
+    """Write the finished labels: the format follows the target's ending.
 
     Args:
         labels: filled by the sweep, native byte order.
         source: the image they belong to.
-        target: the file to write.
+        target: .nii.gz, .nii (both under the source's header, extensions included), .nrrd or .mha.
+
+    Raises:
+        BadInputError: the name ends in nothing known, or its format cannot tell the source's grid.
     """
-    header = label_header(source.nifti, labels.dtype)
-    stored = labels.dtype.newbyteorder(header.endianness)
-    with (
-        target.open("wb") as raw,
-        igzip.IGzipFile(filename="", mode="wb", compresslevel=COMPRESSION, fileobj=raw, mtime=0) as out,
-        labels.path.open("rb") as stream,
-    ):
-        out.write(header.binaryblock)
-        _copy_extensions(source, len(header.binaryblock), out)
-        if stored == labels.dtype:
-            shutil.copyfileobj(stream, out, CHUNK)
-        else:
-            while chunk := stream.read(CHUNK):
-                out.write(np.frombuffer(chunk, labels.dtype).astype(stored).tobytes())
-
-
-def _copy_extensions(source: Source, start: int, out: BinaryIO) -> None:
-    with source.path.open("rb") as stream:
-        stream.seek(start)
-        left = source.nifti.offset - start
-        while left > 0 and (chunk := stream.read(min(CHUNK, left))):
-            left -= out.write(chunk)
+    writer_for(target.name)(Finished(labels.path, labels.dtype, source), target)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from segserve.devices import available_memory
-from segserve.errors import TooLargeError, human_bytes
+from segserve.errors import TooLargeError, by, human_bytes
 from segserve.models.plan import Plan
 from segserve.volumes.grid import FLOAT_BYTES, Grid
 
@@ -26,7 +26,7 @@ def check_volume(grid: Grid, classes: int, limit: int) -> None:
     Raises:
         TooLargeError: with the need, what there is, and what to change.
     """
-    what = f"A volume of {_by(grid.shape)} voxels with {classes} classes and a patch of {_by(grid.patch)}"
+    what = f"A volume of {by(grid.shape)} voxels with {classes} classes and a patch of {by(grid.patch)}"
     _check(volume_need(grid, classes), limit, what, "crop the volume, or load the model with a smaller patch_size")
 
 
@@ -37,7 +37,7 @@ def check_patch(plan: Plan) -> None:
         TooLargeError: as for volumes.
     """
     need = 2 * FLOAT_BYTES * plan.batch * math.prod(plan.patch_size)
-    what = f"A patch of {_by(plan.patch_size)}, {plan.batch} at a time,"
+    what = f"A patch of {by(plan.patch_size)}, {plan.batch} at a time,"
     _check(need, 0, what, "load the model with a smaller patch_size or forward_batch_windows")
 
 
@@ -46,7 +46,3 @@ def _check(need: int, limit: int, what: str, remedy: str) -> None:
     if need > room:
         allowed = "memory_limit allows" if limit else "are free"
         raise TooLargeError(f"{what} needs {human_bytes(need)} of memory and {human_bytes(room)} {allowed}: {remedy}.")
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return " x ".join(str(size) for size in sizes)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from segserve.engines.choose import Choice, Trial
 from segserve.engines.registry import cuda_is_usable
 from segserve.engines.remembered import choose_once
+from segserve.engines.trial import trial_batches
 from segserve.errors import BadInputError
 from segserve.models.formats.onnx import model_files, open_onnx
 from segserve.models.plan import Plan, check_input_shape, make_plan
@@ -26,7 +27,6 @@ from segserve.volumes.labels import LabelFile, above_half, above_zero, highest_c
 from segserve.volumes.memory import check_patch, check_volume
 from segserve.volumes.sliding import Decide, Progress, Sweep, Windows
 from segserve.volumes.source import Limits, Source, open_image
-from segserve.volumes.trial import trial_batches
 from segserve.volumes.window import Intensities, choose_window
 
 
@@ -100,8 +100,8 @@ class VolumeModel:
         check_patch(plan)
         check = _TrialCheck(plan)
         windowed = plan.window_level is not None and plan.window_width is not None
-        trial = Trial(trial_batches(plan.batch_shape, windowed=windowed), check)
-        choice = choose_once(file.network, model_files(file.path), plan.wish, trial, choices)
+        trial = Trial(trial_batches(plan.batch_shape, unit=windowed), check)
+        choice = choose_once(file.network(), model_files(file.path), plan.wish, trial, choices)
         plan.warnings.extend(_precision_warning(choice, plan))
         return cls(choice, plan, check.classes)
 

@@ -144,7 +144,9 @@ def _header_size(start: bytes) -> int:
             raise BadInputError(
                 "This is an Analyze image or a damaged NIfTI header: save the image as .nii or .nii.gz."
             )
-    raise BadInputError("The image is not a NIfTI file: save it as .nii or .nii.gz and send it again.")
+    raise BadInputError(
+        "The image is not a NIfTI, NRRD or MetaImage file: save it as .nii, .nii.gz, .nrrd or .mha and send it again."
+    )
 
 
 def _shape(header: Nifti1Header) -> tuple[int, int, int]:

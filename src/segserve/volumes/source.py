@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import igzip
 from numpy.typing import NDArray
 
-from segserve.errors import BadInputError, TooLargeError, human_bytes
+from segserve.errors import BadInputError, TooLargeError, by, human_bytes
+from segserve.volumes.itk import MAX_HEADER, AttachedData, nifti_header
+from segserve.volumes.metaimage import NEAR, is_metaimage, parse_metaimage
 from segserve.volumes.nifti import NiftiHeader, parse_header, read_planes
+from segserve.volumes.nrrd import is_nrrd, parse_nrrd
+from segserve.volumes.unpack import DAMAGED, GZIP_MAGIC, inflated, numbers, read_chunks, unpack
 from segserve.volumes.window import Intensities
-
-GZIP_MAGIC = b"\x1f\x8b"
-CHUNK = 2**20
-# isal's stubs call its error an instance, not a class.
-DAMAGED_GZIP = cast("tuple[type[Exception], ...]", (igzip.BadGzipFile, isal_zlib.error, zlib.error, EOFError))
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,12 @@ class Source:
     Attributes:
         path: the uncompressed file.
         nifti: its header.
+        made: the header was made for it: the file itself is no NIfTI file.
     """
 
     path: Path
     nifti: NiftiHeader
+    made: bool = False
 
     def planes(self, axis: int, start: int, stop: int) -> NDArray[Any]:
         """Stored voxels of planes [start, stop) of an axis of the (K, J, I) array, read-only."""
@@ -74,56 +75,83 @@ def open_image(path: Path, scratch: Path, limits: Limits) -> Source:
     """Make an uploaded file ready for reading.
 
     Args:
-        path: .nii or .nii.gz, told apart by content.
+        path: .nii, .nii.gz, .nrrd, .mha or .mhd, told apart by content.
         scratch: a folder for the decompressed copy.
         limits: checked against the header's claims before anything is decompressed or allocated.
 
     Raises:
-        BadInputError: the file is empty, damaged, truncated, or not a NIfTI volume.
+        BadInputError: the file is empty, damaged, truncated, or no volume.
         TooLargeError: it is over a limit.
     """
     with path.open("rb") as stream:
-        magic = stream.read(2)
-    if not magic:
+        start = stream.read(MAX_HEADER)
+    if not start:
         raise BadInputError("The image file is empty.")
-    if magic != GZIP_MAGIC:
-        with path.open("rb") as stream:
-            nifti = _checked_header(stream.read(544), limits)
-        _check_complete(path.stat().st_size, nifti)
-        return Source(path, nifti)
+    if start.startswith(GZIP_MAGIC):
+        return _open_gzipped(path, scratch, limits)
+    data = _attached(start)
+    if data:
+        return _open_attached(path, data, scratch, limits)
+    nifti = parse_header(start)
+    _check_limits(nifti, limits)
+    _check_complete(path.stat().st_size, nifti)
+    return Source(path, nifti)
+
+
+def _attached(start: bytes) -> AttachedData | None:
+    """The header of a NRRD or MetaImage file; None for anything else."""
+    if is_nrrd(start):
+        return parse_nrrd(start)
+    return parse_metaimage(start) if is_metaimage(start) else None
+
+
+def _open_gzipped(path: Path, scratch: Path, limits: Limits) -> Source:
+    target = scratch / "image.nii"
     try:
         with igzip.open(path, "rb") as stream:
-            return _decompress(stream, scratch / "image.nii", limits)
-    except DAMAGED_GZIP as error:
+            start = stream.read(NEAR)
+            if is_nrrd(start) or is_metaimage(start):
+                raise BadInputError(
+                    "This is a NRRD or MetaImage file in a gzip file: unpack it, or save the image again as .nii.gz."
+                )
+            nifti = parse_header(start)
+            _check_limits(nifti, limits)
+            written = unpack(chain([start], read_chunks(stream)), target, nifti.size)
+    except DAMAGED as error:
         raise BadInputError(f"The image's gzip compression is damaged: {error}. Save it again and resend it.") from None
-
-
-def _decompress(stream: BinaryIO, target: Path, limits: Limits) -> Source:
-    start = stream.read(544)
-    nifti = _checked_header(start, limits)
-    written = 0
-    with target.open("wb") as out:
-        chunk = start
-        while chunk and written < nifti.size:
-            written += out.write(chunk[: nifti.size - written])
-            chunk = stream.read(CHUNK)
     _check_complete(written, nifti)
     return Source(target, nifti)
 
 
-def _checked_header(start: bytes, limits: Limits) -> NiftiHeader:
-    nifti = parse_header(start)
+def _open_attached(path: Path, data: AttachedData, scratch: Path, limits: Limits) -> Source:
+    nifti = nifti_header(data, scratch)
+    _check_limits(nifti, limits)
+    if data.encoding == "raw":
+        _check_complete(path.stat().st_size, nifti)
+        return Source(path, nifti, made=True)
+    target = scratch / "image.raw"
+    try:
+        with path.open("rb") as stream:
+            stream.seek(data.offset)
+            chunks = numbers(stream, nifti.dtype) if data.encoding == "text" else inflated(stream)
+            written = unpack(chunks, target, nifti.size)
+    except DAMAGED:
+        raise BadInputError("The image's compressed voxels are damaged or cut short: save the image again.") from None
+    _check_complete(written, nifti)
+    return Source(target, nifti, made=True)
+
+
+def _check_limits(nifti: NiftiHeader, limits: Limits) -> None:
     if nifti.voxels > limits.max_voxels:
-        shape = " x ".join(str(size) for size in nifti.shape[::-1])
         raise TooLargeError(
-            f"The image has {shape} = {nifti.voxels} voxels; the limit is {limits.max_voxels} (max_voxels)."
+            f"The image has {by(nifti.shape[::-1])} = {nifti.voxels} voxels; "
+            f"the limit is {limits.max_voxels} (max_voxels)."
         )
     if nifti.size > limits.max_decompressed:
         raise TooLargeError(
             f"The image is {human_bytes(nifti.size)} once decompressed; "
             f"this server takes at most {human_bytes(limits.max_decompressed)} (max_decompressed)."
         )
-    return nifti
 
 
 def _check_complete(size: int, nifti: NiftiHeader) -> None:
