@@ -1,8 +1,9 @@
 """`make bench`: every benchmark, one after another."""
 
-from benchmarks import memory, training, volume
+from benchmarks import memory, tiles, training, volume
 
 if __name__ == "__main__":
     memory.main()
     volume.main()
+    tiles.main()
     training.main()

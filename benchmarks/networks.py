@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from pathlib import Path
 
+import segmentation_models_pytorch
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,4 +74,24 @@ def write_onnx(network: nn.Module, path: Path, *, patch: int) -> Path:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     shape = torch.zeros(1, 1, patch, patch, patch)
     torch.onnx.export(network, (shape,), str(path), dynamo=True, external_data=False, verbose=False)
+    return path
+
+
+def write_tile_unet(path: Path, backbone: str, *, classes: int) -> Path:
+    """Export a random 2D U-Net of segmentation-models-pytorch, (N, 3, H, W) of any size divisible by 32."""
+    torch.manual_seed(0)
+    network = segmentation_models_pytorch.Unet(backbone, encoder_weights=None, in_channels=3, classes=classes).eval()
+    axes = {0: "n", 2: "h", 3: "w"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its successor
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, 3, 64, 64),),
+            str(path),
+            dynamo=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": axes, "output": axes},
+            opset_version=18,
+        )
     return path

@@ -37,7 +37,7 @@ class Ours:
         config = {"patch_stride": stride, "fp16": fp16}
         card = server.load(name, network, inference_config=config, window_level=LEVEL, window_width=WIDTH)
         chosen = Candidate(card["engine"], card["device"], card["precision"])
-        return cls(server, name, start(chosen, open_onnx(network).network), tuple(card["patch_size"]))
+        return cls(server, name, start(chosen, open_onnx(network).network()), tuple(card["patch_size"]))
 
     def segment(self, image: Path, target: Path) -> int:
         """Send a volume and write the labels that come back; the number of its patches, all of them computed."""

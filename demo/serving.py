@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import requests
 
 from demo.errors import DemoError
@@ -66,6 +68,28 @@ class Client:
         """How far a training is."""
         answer: dict[str, Any] = self._send("GET", f"/api/v1/train/{job_id}/status").json()
         return answer
+
+    def classify_tiles(
+        self, model: Path, tiles: dict[str, npt.NDArray[np.uint8]], folder: Path, *, reflection: int
+    ) -> dict[str, Path]:
+        """Have probability maps of tiles (H, W, C) of one shape written to `folder`; returns their paths by tile id."""
+        height, width, channels = next(iter(tiles.values())).shape
+        metadata = {
+            "model_path": str(model),
+            "tile_ids": list(tiles),
+            "tile_height": height,
+            "tile_width": width,
+            "num_channels": channels,
+            "dtype": "uint8",
+            "input_config": {"num_channels": channels, "selected_channels": list(range(channels))},
+            "options": {"use_gpu": True, "reflection_padding": reflection},
+            "output_dir": str(folder),
+        }
+        blob = b"".join(np.ascontiguousarray(tile).tobytes() for tile in tiles.values())
+        form = {"metadata": json.dumps(metadata)}
+        files = {"tiles": ("tiles.bin", blob, "application/octet-stream")}
+        answer = self._send("POST", "/api/v1/inference/pixel/binary", data=form, files=files).json()
+        return {name: Path(answer["output_paths"][name]) for name in tiles}
 
     def _send(self, method: str, path: str, **content: Any) -> requests.Response:
         answer = self._session.request(method, self.address + path, timeout=REQUEST_SECONDS, **content)

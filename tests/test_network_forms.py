@@ -31,7 +31,7 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def asked(server: Served, image: Path) -> Iterator[Callable[..., Array]]:
+def asked(server: Served, image: Path) -> Iterator[Callable[..., tuple[Array, dict[str, Any]]]]:
     """Load a network, send the image, and give the labels and what MODEL says."""
 
     def ask(path: Path, config: dict[str, Any] | None = None, **body: Any) -> tuple[Array, dict[str, Any]]:

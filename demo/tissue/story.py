@@ -13,9 +13,9 @@ from demo.terminal import say, step
 from demo.tissue.evaluation import by_colour, mean_iou
 from demo.tissue.export import Part, export
 from demo.tissue.picture import save_picture
-from demo.tissue.prediction import predict
 from demo.tissue.slide import CLASSES, POSITIVE, Slide, load_slide
 from demo.tissue.strokes import UNLABELLED, areas, draw_strokes
+from demo.tissue.tiles import OVERLAP, TILE, colour, tile_count
 from demo.tissue.training import BACKBONE, EPOCHS, request, train
 
 SEED = 0
@@ -41,7 +41,9 @@ def show_tissue(output: Path, seed: int = SEED) -> None:
         _say_truth(slide)
     with step("2. Draw strokes on the left two thirds, export patches of them as QuPath does"):
         strokes = _export(slide, folder, seed)
-    with step(f"3. Start the server and train a U-Net on {BACKBONE} from random weights, {EPOCHS} epochs"):
+    with step(
+        f"3. Start the server, train a U-Net on {BACKBONE} from random weights, {EPOCHS} epochs, and colour the slide"
+    ):
         guess = _train(slide, folder, seed)
     with step("4. Judge it on the right third, of which nothing was learned, and draw it"):
         scores = _judge(slide, strokes, guess, output / "tissue.png")
@@ -82,7 +84,10 @@ def _train(slide: Slide, folder: Path, seed: int) -> npt.NDArray[np.uint8]:
         say(f"server at {client.address}")
         model = train(client, request(folder, seed))
         say(f"finished: {model.name}, {(model / 'model.onnx').stat().st_size / 2**20:.0f} MiB as ONNX")
-        return predict(model, slide.image)
+        count = tile_count(*slide.truth.shape)
+        say(f"{count} tiles of {TILE} x {TILE} pixels, {OVERLAP} shared with the next, classified over HTTP")
+        say("and blended as QuPath's extension blends them")
+        return np.asarray(colour(client, model, slide.image).argmax(axis=0), np.uint8)
 
 
 def _judge(

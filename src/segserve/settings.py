@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import platformdirs
 from pydantic import AliasChoices, ByteSize, Field
@@ -84,6 +84,18 @@ class Settings(BaseSettings):
     )
     default_patch: int = Field(
         96, ge=1, description="Patch edge, in voxels, for networks that name none and accept any."
+    )
+    max_tile_models: int = Field(
+        4, ge=1, description="Pixel classifiers held ready at a time, each in a process; the least recently used goes."
+    )
+    tile_idle: float = Field(900.0, gt=0, description="Seconds after which a pixel classifier that nobody asks ends.")
+    max_tile_waiting: ByteSize = Field(
+        ByteSize(2**30), gt=0, description="Tiles that may wait to be classified, in bytes; more are answered 503."
+    )
+    tile_precision: Literal["float32", "auto"] = Field(
+        "float32",
+        description="What a pixel classifier computes in on a processor where the request does not say: "
+        "`auto` takes the fastest precision that is right.",
     )
     weights_dir: Path | None = Field(
         None, description="Folder of pretrained encoder weights, `<encoder>.safetensors` or `.pth`, looked at first."

@@ -29,6 +29,7 @@ from segserve.workers.inspector import Inspector
 from segserve.workers.placement import Placement
 from segserve.workers.placement.local import LocalPlacement
 from segserve.workers.supervisor import Supervisor
+from segserve.workers.tile_models import TileModels
 
 
 def create_app(settings: Settings, state: StateDir) -> FastAPI:
@@ -62,19 +63,18 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
 def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
     classifiers = ClassifierStore(state.models)
     book = Book(lambda: SqlJobStore(state.job_records))
-    options = {
-        "weights_dir": str(settings.weights_dir.absolute()) if settings.weights_dir else None,
-        "data_memory": int(settings.data_memory),
-    }
+    weights_dir = str(settings.weights_dir.absolute()) if settings.weights_dir else None
+    options = {"weights_dir": weights_dir, "data_memory": int(settings.data_memory)}
     runner = Runner(placement, book, classifiers, state, devices=training_devices(), options=options)
     inspector, scanner = Inspector(placement, state.cache), Inspector(placement, state.cache)
-    return Hall(settings, state, inspector, scanner, book, runner, classifiers)
+    tiles = TileModels(placement, settings, classifiers)
+    return Hall(settings, state, inspector, scanner, book, runner, classifiers, tiles, weights_dir)
 
 
 async def close_core(app: FastAPI) -> None:
     """End every process, trainings with a checkpoint. Doing so twice changes nothing."""
     hall: Hall = app.state.hall
-    parts = (app.state.supervisor, hall.inspector, hall.scanner, hall.runner)
+    parts = (app.state.supervisor, hall.inspector, hall.scanner, hall.tiles, hall.runner)
     await asyncio.gather(*(part.close() for part in parts))
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from segserve.api.limits import over_limit
 from segserve.errors import BadInputError, DiskFullError, TooLargeError, human_bytes, is_disk_full
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ class Form:
     names: dict[str, str] = field(default_factory=dict)
 
 
+def form_schema(required: str | list[str], properties: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What `/docs` shows of a form that its route receives itself.
+
+    Args:
+        required: the part that must be there, or several.
+        properties: the JSON schema of each part.
+    """
+    names = [required] if isinstance(required, str) else required
+    schema = {"type": "object", "required": names, "properties": properties}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
 async def small_body(request: Request, limit: int) -> bytearray:
     """A whole small body.
 
@@ -41,11 +54,33 @@ async def small_body(request: Request, limit: int) -> bytearray:
     async for chunk in _chunks(request):
         body += chunk
         if len(body) > limit:
-            raise TooLargeError(f"The request's body is over {human_bytes(limit)}, far more than such a request needs.")
+            raise TooLargeError(over_limit(limit))
     return body
 
 
-async def receive_form(request: Request, folder: Path, *, file_parts: frozenset[str], limit: int) -> Form:
+async def whole_body(request: Request, limit: int) -> bytearray:
+    """A whole body that may be as large as an upload, in memory.
+
+    Raises:
+        BadInputError: it is cut short.
+        TooLargeError: it is over `limit` bytes.
+    """
+    _check_size(_stated_size(request), limit)
+    body = bytearray()
+    async for chunk in _chunks(request):
+        body += chunk
+        _check_size(len(body), limit)
+    return body
+
+
+async def receive_form(
+    request: Request,
+    folder: Path,
+    *,
+    file_parts: frozenset[str],
+    limit: int,
+    field_limits: Mapping[str, int] | None = None,
+) -> Form:
     """Receive a multipart form, its files into `folder`.
 
     Args:
@@ -53,18 +88,19 @@ async def receive_form(request: Request, folder: Path, *, file_parts: frozenset[
         folder: exists, belongs to this request.
         file_parts: the names whose parts are files, whatever part headers the client leaves out.
         limit: bytes of the whole body.
+        field_limits: the names whose parts are text, with or without a file's name, and how many bytes each may have.
 
     Raises:
         BadInputError: the form is malformed or cut short.
-        TooLargeError: the body is over the limit.
+        TooLargeError: the body, or a field, is over its limit.
         DiskFullError: there is no room for the file.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
         await _drain(request, limit)
         return Form()
-    _check_size(int(request.headers.get("content-length") or 0), limit)
-    receiver = _Receiver(folder, file_parts)
+    _check_size(_stated_size(request), limit)
+    receiver = _Receiver(folder, file_parts, field_limits or {})
     try:
         parser = MultipartParser(options.get(b"boundary", b""), receiver.callbacks())
         await _feed(request, parser, receiver, limit)
@@ -115,6 +151,11 @@ async def _feed(request: Request, parser: MultipartParser, receiver: _Receiver, 
     await asyncio.to_thread(parser.write, bytes(pending))
 
 
+def _stated_size(request: Request) -> int:
+    """What the client says its body has, in bytes; 0 if it does not say."""
+    return int(request.headers.get("content-length") or 0)
+
+
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
         raise TooLargeError(
@@ -125,10 +166,11 @@ def _check_size(size: int, limit: int) -> None:
 class _Receiver:
     """The parser's callbacks: one part at a time, to a field or to a file."""
 
-    def __init__(self, folder: Path, file_parts: frozenset[str]) -> None:
+    def __init__(self, folder: Path, file_parts: frozenset[str], field_limits: Mapping[str, int]) -> None:
         self.form = Form()
         self._folder = folder
         self._file_parts = file_parts
+        self._field_limits = field_limits
         self._parts = 0
         self._header = (bytearray(), bytearray())
         self._disposition = b""
@@ -179,7 +221,7 @@ class _Receiver:
             self._file = path.open("wb")
             self.form.files[self._name] = path
             self.form.names[self._name] = options.get(b"filename", b"").decode("utf-8", "replace")
-        elif b"filename" not in options:
+        elif self._name in self._field_limits or b"filename" not in options:
             self._text = bytearray()
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -187,8 +229,9 @@ class _Receiver:
             self._file.write(memoryview(data)[start:end])
         elif self._text is not None:
             self._text += data[start:end]
-            if len(self._text) > MAX_FIELD:
-                raise TooLargeError(f"The form field {self._name[:60]!r} is over {human_bytes(MAX_FIELD)}.")
+            limit = self._field_limits.get(self._name, MAX_FIELD)
+            if len(self._text) > limit:
+                raise TooLargeError(f"The form field {self._name[:60]!r} is over {human_bytes(limit)}.")
 
     def _part_end(self) -> None:
         self.close()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve.tiles.percentile import percentiles
 from segserve.tiles.statistics import ChannelStats
 
 Strategy = Literal["min_max", "percentile_99", "z_score", "fixed_range"]
@@ -106,7 +107,7 @@ def _line(values: NDArray[Any], normalization: Normalization, known: ChannelStat
 def _percentiles(values: NDArray[Any], clip: float, known: ChannelStats) -> tuple[float, float]:
     if known.p1 is not None and known.p99 is not None:
         return known.p1, known.p99
-    own = np.percentile(values, [100 - clip, clip])
+    own = percentiles(values, (100 - clip, clip))
     return _or_own(known.p1, lambda: own[0]), _or_own(known.p99, lambda: own[1])
 
 

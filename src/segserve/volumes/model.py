@@ -35,8 +35,8 @@ class Job:
     """One volume to segment.
 
     Attributes:
-        image: .nii or .nii.gz.
-        target: the .nii.gz to write.
+        image: NIfTI, NRRD or MetaImage.
+        target: the file to write, its format by its ending.
         scratch: a folder for large temporary files.
         window_level, window_width: win over the model's own.
         progress: told (patches done, patches in all); may raise to stop.

@@ -13,6 +13,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +32,10 @@ def _verbs(kind: str, state: StateDir) -> object:
         from segserve.workers.verbs.training import TrainingVerbs
 
         return TrainingVerbs()
+    if kind == "tiles":
+        from segserve.workers.verbs.tiles import TileVerbs
+
+        return TileVerbs(state.cache)
     if kind == "inspector":
         from segserve.workers.verbs.inspection import InspectionVerbs
 
@@ -41,7 +46,7 @@ def _verbs(kind: str, state: StateDir) -> object:
 
 
 class Loop:
-    """Reads requests in a thread, serves them one after another in the main one."""
+    """Reads requests in a thread, serves them in the main one, or several at once where the verbs allow it."""
 
     def __init__(self, requests: BinaryIO, replies: BinaryIO, state: StateDir, verbs: object) -> None:
         self._state = state
@@ -58,11 +63,13 @@ class Loop:
         """Serve until the server closes its end."""
         reader = threading.Thread(target=self._read, name="requests", daemon=True)
         reader.start()
-        try:
+        at_once = getattr(self._verbs, "at_once", 1)
+        if at_once == 1:
             while True:
                 self._serve(self._waiting.get())
-        except BrokenPipeError:
-            reader.join()  # nobody listens any more: the reader finds that out too, tidies up and ends the process
+        with ThreadPoolExecutor(at_once, "serve") as pool:
+            while True:
+                pool.submit(self._serve, self._waiting.get())
 
     def _read(self) -> None:
         for line in iter(self._requests.readline, b""):
@@ -99,8 +106,11 @@ class Loop:
 
     def _say(self, message: dict[str, Any]) -> None:
         with self._speaking:
-            self._replies.write(encode_reply(message))
-            self._replies.flush()
+            try:
+                self._replies.write(encode_reply(message))
+                self._replies.flush()
+            except BrokenPipeError:
+                threading.Event().wait()  # nobody listens: the reader finds that out too, and ends the process
 
 
 def _answer(verb: Callable[[Request], dict[str, Any]], request: Request) -> dict[str, Any]:
@@ -133,7 +143,7 @@ def main() -> None:
     """Run a worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--debug", action="store_true")
-    parser.add_argument("--kind", choices=("volume", "inspector", "training"), required=True)
+    parser.add_argument("--kind", choices=("volume", "tiles", "inspector", "training"), required=True)
     parser.add_argument("label", help="names the process to whoever lists them")
     parser.add_argument("--state-dir", type=Path, required=True, help="swept when the server dies")
     arguments = parser.parse_args()

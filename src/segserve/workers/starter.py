@@ -7,9 +7,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from segserve.errors import BadInputError, UnavailableError
-from segserve.models.request import LoadRequest
 from segserve.settings import Settings
-from segserve.workers.placement import Call, Placement, Worker, WorkerDiedError
+from segserve.workers.placement import Call, Kind, Placement, Worker, WorkerDiedError
+
+
+class DiedLoadingError(BadInputError):
+    """The process died while it loaded the model, most likely of it."""
+
+
+@dataclass(frozen=True)
+class LoadOrder:
+    """A model to be loaded into a process of its own.
+
+    Attributes:
+        label: names the process to whoever lists them.
+        kind: of worker.
+        path: of the model's file, as the client knows it.
+        body: of the worker's `load`.
+    """
+
+    label: str
+    kind: Kind
+    path: str
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +55,7 @@ class Starter:
         self._loading: set[Worker] = set()
         self._closed = False
 
-    async def start(self, request: LoadRequest, seconds: float) -> Started:
+    async def start(self, order: LoadOrder, seconds: float) -> Started:
         """Start a process and load the model into it.
 
         Raises:
@@ -45,12 +65,12 @@ class Starter:
         if self._closed:
             raise UnavailableError("The server is shutting down.")
         try:
-            worker = await self._placement.start(request.name, "volume")
+            worker = await self._placement.start(order.label, order.kind)
         except OSError as error:
             raise UnavailableError(f"No process could be started for the model: {error.strerror}.") from None
         self._loading.add(worker)
         try:
-            reply = await self._loaded(worker, request, seconds)
+            reply = await self._loaded(worker, order, seconds)
         except BaseException:
             await worker.stop()
             raise
@@ -63,9 +83,8 @@ class Starter:
         self._closed = True
         await asyncio.gather(*(worker.stop() for worker in self._loading))
 
-    async def _loaded(self, worker: Worker, request: LoadRequest, seconds: float) -> dict[str, Any]:
-        body = {"request": request.model_dump(exclude_none=True), "default_patch": self._settings.default_patch}
-        reply = asyncio.ensure_future(worker.call(Call("load", body)))
+    async def _loaded(self, worker: Worker, order: LoadOrder, seconds: float) -> dict[str, Any]:
+        reply = asyncio.ensure_future(worker.call(Call("load", order.body)))
         try:
             await asyncio.wait([reply], timeout=seconds)
             if reply.done():
@@ -73,12 +92,12 @@ class Starter:
         except WorkerDiedError as error:
             if self._closed:
                 raise UnavailableError("The server is shutting down.") from None
-            raise BadInputError(f"The model file {request.model_path} could not be loaded: {error}.") from None
+            raise DiedLoadingError(f"The model file {order.path} could not be loaded: {error}.") from None
         finally:
             if not reply.done():  # too slow, or nobody waits any more; a load cannot be interrupted, only ended
                 await worker.stop()
                 await asyncio.gather(reply, return_exceptions=True)
         raise BadInputError(
-            f"The model file {request.model_path} took longer than {self._settings.load_timeout:g} s to load "
+            f"The model file {order.path} took longer than {self._settings.load_timeout:g} s to load "
             f"(load_timeout): check the file, or try a smaller patch_size."
         )

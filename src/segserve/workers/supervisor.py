@@ -11,7 +11,7 @@ from segserve.models.request import LoadRequest
 from segserve.settings import Settings
 from segserve.workers.loaded import LoadedModel
 from segserve.workers.placement import Placement
-from segserve.workers.starter import Started, Starter
+from segserve.workers.starter import LoadOrder, Started, Starter
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Supervisor:
         except TimeoutError:
             raise UnavailableError(f"The model {request.name} is being loaded by another request.") from None
         try:
-            started = await self._starter.start(request, deadline - clock())
+            started = await self._starter.start(self._order(request), deadline - clock())
             model = LoadedModel(request, started, self._restart, max_waiting=self._settings.max_waiting)
             replaced = self._models.pop(request.name, None)
             self._models[request.name] = model
@@ -90,4 +90,8 @@ class Supervisor:
         await asyncio.gather(self._starter.close(), *(model.end() for model in models))
 
     async def _restart(self, request: LoadRequest) -> Started:
-        return await self._starter.start(request, self._settings.load_timeout)
+        return await self._starter.start(self._order(request), self._settings.load_timeout)
+
+    def _order(self, request: LoadRequest) -> LoadOrder:
+        body = {"request": request.model_dump(exclude_none=True), "default_patch": self._settings.default_patch}
+        return LoadOrder(request.name, "volume", request.model_path, body)

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from segserve.api.qupath import models, pretrained, status, train
+from segserve.api.qupath import inference, models, pretrained, status, train
 
 router = APIRouter(prefix="/api/v1")
-for part in (status, models, train, pretrained):
+for part in (status, models, train, inference, pretrained):
     router.include_router(part.router)
 
 __all__ = ["router"]

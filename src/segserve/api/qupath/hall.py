@@ -12,11 +12,17 @@ from segserve.models.classifiers import ClassifierStore
 from segserve.settings import Settings
 from segserve.state import StateDir
 from segserve.workers.inspector import Inspector
+from segserve.workers.tile_models import TileModels
 
 
 @dataclass(frozen=True)
 class Hall:
-    """The core, as this door uses it. `scanner` is an inspector of its own: looking through data takes long."""
+    """The core, as this door uses it.
+
+    Attributes:
+        scanner: an inspector of its own, since looking through data takes long.
+        weights_dir: where pretrained weights are looked for first.
+    """
 
     settings: Settings
     state: StateDir
@@ -25,11 +31,8 @@ class Hall:
     book: Book
     runner: Runner
     classifiers: ClassifierStore
-
-    @property
-    def weights_dir(self) -> str | None:
-        """Where pretrained weights are looked for first."""
-        return str(self.settings.weights_dir) if self.settings.weights_dir else None
+    tiles: TileModels
+    weights_dir: str | None
 
 
 def hall(request: Request) -> Hall:

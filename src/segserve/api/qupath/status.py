@@ -41,7 +41,8 @@ async def clear_gpu(request: Request) -> dict[str, Any]:
     place = hall(request)
     before = await asyncio.to_thread(memory_info)
     cancelled = await place.runner.clear()
-    await asyncio.gather(place.inspector.close(), place.scanner.close(), request.app.state.supervisor.rest())
+    holders = (place.inspector.close(), place.scanner.close(), place.tiles.rest(), request.app.state.supervisor.rest())
+    await asyncio.gather(*holders)
     after = await asyncio.to_thread(memory_info)
     answer: dict[str, Any] = {
         **await asyncio.to_thread(gpu_info),

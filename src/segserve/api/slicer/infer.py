@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Coroutine
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
+from segserve.api.delivery import FileAnswer, request_folder, unless_hung_up
 from segserve.api.slicer.door import Door
 from segserve.api.uploads import Form, receive_form
-from segserve.errors import BadInputError, SegserveError, UnavailableError
+from segserve.errors import BadInputError
 from segserve.settings import Settings
 from segserve.state import StateDir
 from segserve.workers.loaded import LoadedModel
 from segserve.workers.placement import Call
 
-Result = TypeVar("Result")
 IMAGE = "image"
+DOWNLOAD = {"Content-Disposition": "attachment; filename=segmentation.nii.gz"}
 
 
 async def infer(request: Request, door: Door, state: StateDir, settings: Settings) -> Response:
@@ -31,12 +29,12 @@ async def infer(request: Request, door: Door, state: StateDir, settings: Setting
     Raises:
         SegserveError: with the status and the sentence of the answer.
     """
-    with ExitStack() as stack:
-        folder = stack.enter_context(state.scratch())
+    async with AsyncExitStack() as stack:
+        folder = await stack.enter_async_context(request_folder(state))
         form = await receive_form(request, folder, file_parts=frozenset({IMAGE}), limit=settings.max_upload)
         model, call = _call(form, door, folder, settings)
-        outcome = await _unless_hung_up(request, model.call(call))
-        return _FileAnswer(call.outputs["labels"], _headers(outcome), stack.pop_all())
+        outcome = await unless_hung_up(request, model.call(call))
+        return FileAnswer(call.outputs["labels"], {**_headers(outcome), **DOWNLOAD}, stack.pop_all())
 
 
 def _call(form: Form, door: Door, folder: Path, settings: Settings) -> tuple[LoadedModel, Call]:
@@ -78,47 +76,3 @@ def _headers(outcome: dict[str, Any]) -> dict[str, str]:
     headers = {f"X-Segserve-{name.capitalize()}": str(outcome[name]) for name in names}
     headers["X-Segserve-Warnings"] = "; ".join(outcome["warnings"]).encode("ascii", "replace").decode()
     return headers
-
-
-async def _unless_hung_up(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Wait for `work`, and cancel it as soon as the client is gone."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hang_up(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise UnavailableError("The client hung up.")
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            with suppress(asyncio.CancelledError, SegserveError):
-                await task
-
-
-async def _hang_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _FileAnswer(FileResponse):
-    """The label map as a download; its folder goes when it is sent, or when the client is gone."""
-
-    def __init__(self, path: Path, headers: dict[str, str], stack: ExitStack) -> None:
-        super().__init__(
-            path,
-            media_type="application/octet-stream",
-            headers={
-                **headers,
-                "Content-Disposition": "attachment; filename=segmentation.nii.gz",
-                "Cache-Control": "no-cache",
-            },
-        )
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await asyncio.to_thread(self._stack.close)

@@ -29,10 +29,9 @@ class OnnxFile:
     output: int
     metadata: ModelMetadata
 
-    @property
-    def network(self) -> Network:
-        """For the engines."""
-        return Network(self.path, np.dtype(self.input.dtype), self.output)
+    def network(self, *, changing: bool = False) -> Network:
+        """For the engines; `changing` if batches will come in many shapes."""
+        return Network(self.path, np.dtype(self.input.dtype), self.output, changing)
 
 
 def open_onnx(path: Path) -> OnnxFile:

@@ -7,11 +7,49 @@ from typing import Any
 
 import numpy as np
 
-from segserve.engines.base import Network
-from segserve.engines.openvino import OpenVINOEngine, read_onnx
+from segserve.engines.openvino import OpenVINOEngine
 from segserve.errors import BadInputError
+from segserve.models.formats.onnx import OnnxFile, open_onnx
 
 TRIAL_EDGE = 256
+TRIAL_CHANNELS = 3
+
+
+def open_tile_onnx(path: Path) -> OnnxFile:
+    """Read what an ONNX file for tiles holds.
+
+    Raises:
+        BadInputError: the file is no ONNX network, or none that takes tiles.
+    """
+    if not path.stat().st_size:
+        raise BadInputError("The file is empty: send the network again.")
+    file = open_onnx(path)
+    if len(file.input.shape) != 4:
+        raise BadInputError(
+            f"The network's input is {file.input}: a pixel classifier takes (N, C, H, W). "
+            f"Networks for volumes are loaded through /api/models."
+        )
+    return file
+
+
+def trial_shape(file: OnnxFile) -> tuple[int, int, int, int]:
+    """A batch that the network should accept: its own fixed axes, usual sizes where they are free."""
+    batch, channels, height, width = file.input.shape
+    return batch or 1, channels or TRIAL_CHANNELS, height or TRIAL_EDGE, width or TRIAL_EDGE
+
+
+def check_output(fed: tuple[int, ...], given: tuple[int, ...]) -> int:
+    """The number of classes that an output of shape `given` holds for an input of shape `fed`.
+
+    Raises:
+        BadInputError: the output is no map of classes for each pixel.
+    """
+    if len(given) != 4 or (given[0], *given[2:]) != (fed[0], *fed[2:]) or not given[1]:
+        raise BadInputError(
+            f"For tiles of shape {fed} the network gives {given}: "
+            f"(N, K, H, W) of the same height and width is expected."
+        )
+    return given[1]
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -23,25 +61,7 @@ def describe(path: Path) -> dict[str, Any]:
     Raises:
         BadInputError: the file is no ONNX network, or none that maps tiles to classes.
     """
-    if not path.stat().st_size:
-        raise BadInputError("The file is empty: send the network again.")
-    inputs, outputs, _ = read_onnx(path)
-    if len(inputs) != 1 or len(outputs) < 1:
-        raise BadInputError(
-            f"The network has {len(inputs)} inputs and {len(outputs)} outputs: one of each is expected."
-        )
-    shape = inputs[0].shape
-    if len(shape) != 4 or inputs[0].dtype != "float32":
-        raise BadInputError(
-            f"The network's input is {inputs[0]}: a pixel classifier takes float32 (N, C, H, W). "
-            f"Networks for volumes are loaded through /api/models."
-        )
-    channels = shape[1] or 3
-    trial = (shape[0] or 1, channels, shape[2] or TRIAL_EDGE, shape[3] or TRIAL_EDGE)
-    output = OpenVINOEngine(Network(path, np.dtype(np.float32)))(np.zeros(trial, np.float32))
-    if output.ndim != 4 or (output.shape[0], *output.shape[2:]) != (trial[0], *trial[2:]):
-        raise BadInputError(
-            f"For tiles of shape {trial} the network gives {output.shape}: "
-            f"(N, K, H, W) of the same height and width is expected."
-        )
-    return {"channels": channels, "classes": int(output.shape[1])}
+    file = open_tile_onnx(path)
+    trial = trial_shape(file)
+    output = OpenVINOEngine(file.network())(np.zeros(trial, np.float32))
+    return {"channels": trial[1], "classes": check_output(trial, output.shape)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Kind = Literal["volume", "inspector", "training"]
+Kind = Literal["volume", "tiles", "inspector", "training"]
 Listener = Callable[[dict[str, Any]], None]
 
 

@@ -1,0 +1,105 @@
+"""Tiles on their way through the engine: whatever waits when it falls free rides in its next batch."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve.engines.base import Engine
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a batch may be: tiles and, as memory goes with them, pixels; one tile always fits.
+
+    Attributes:
+        fixed: the batch of a network that takes no other.
+    """
+
+    tiles: int
+    pixels: int
+    fixed: int | None = None
+
+
+@dataclass(eq=False)
+class _Waiting:
+    values: Values
+    abandoned: Callable[[], bool]
+    answer: Future[Values] = field(default_factory=Future)
+
+
+class Batcher:
+    """Feeds an engine from one thread of its own, oldest tiles first, tiles of one shape together."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._queue: deque[_Waiting] = deque()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="engine", daemon=True).start()
+
+    def run(self, values: Values, abandoned: Callable[[], bool]) -> Values:
+        """Run one tile; blocks until its batch is done.
+
+        Args:
+            values: float32 (C, H, W).
+            abandoned: whether nobody waits for the answer any more; asked before the tile is computed.
+
+        Returns:
+            float32 logits (K, H', W'), the caller's own.
+
+        Raises:
+            EngineError: the network failed on its batch.
+            CancelledError: it was abandoned.
+        """
+        waiting = _Waiting(values, abandoned)
+        with self._changed:
+            self._queue.append(waiting)
+            self._changed.notify()
+        return waiting.answer.result()
+
+    def _work(self) -> None:
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                continue
+            try:
+                answers = self._engine(self._stacked(batch))
+            except Exception as error:  # whatever it is, those who wait must hear of it
+                for waiting in batch:
+                    waiting.answer.set_exception(error)
+                continue
+            for waiting, logits in zip(batch, answers, strict=False):
+                waiting.answer.set_result(logits.copy())  # the engine's buffer holds until its next call only
+
+    def _next_batch(self) -> list[_Waiting]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue)
+            waiting = [one for one in self._queue if not self._drop(one)]
+            chosen = [one for one in waiting if one.values.shape == waiting[0].values.shape]
+            chosen = chosen[: self._most(waiting[0].values)] if waiting else []
+            self._queue = deque(one for one in waiting if one not in chosen)
+            return chosen
+
+    def _drop(self, waiting: _Waiting) -> bool:
+        return waiting.abandoned() and waiting.answer.cancel()
+
+    def _most(self, values: Values) -> int:
+        if self._limits.fixed:
+            return self._limits.fixed
+        height, width = int(values.shape[1]), int(values.shape[2])
+        return max(1, min(self._limits.tiles, self._limits.pixels // (height * width)))
+
+    def _stacked(self, batch: list[_Waiting]) -> Values:
+        """The batch (N, C, H, W); a network of fixed batch gets the last tile again where there are not enough."""
+        missing = max((self._limits.fixed or 0) - len(batch), 0)
+        tiles = [one.values for one in batch]
+        return np.stack([*tiles, *[tiles[-1]] * missing])

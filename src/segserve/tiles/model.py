@@ -1,0 +1,126 @@
+"""A loaded tile network: images in, probability maps out, several at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segserve.engines.base import EngineError
+from segserve.engines.candidates import Wish
+from segserve.engines.choose import Choice, Trial
+from segserve.engines.remembered import choose_once
+from segserve.engines.trial import trial_batches
+from segserve.errors import BadInputError
+from segserve.models.classifiers import read_metadata
+from segserve.models.formats.onnx import model_files
+from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, trial_shape
+from segserve.tiles.batch import Batcher, Limits
+from segserve.tiles.maps import probabilities
+from segserve.tiles.prepare import Prepared, prepare
+from segserve.tiles.recipe import Needs, Recipe
+
+# On a processor a batch gains nothing once a tile keeps all cores busy, and takes memory and the first tile's time.
+PROCESSOR_PIXELS = 512 * 512
+GPU_PIXELS = 64 * 512 * 512
+MOST_TILES = 64
+USUAL_DIVISOR = 32
+"""What most encoders halve: tried for networks that do not say what they need."""
+
+
+class TileModel:
+    """A network ready to classify tiles; its methods may be called from many threads."""
+
+    def __init__(
+        self, choice: Choice, needs: Needs, classes: int, metadata: Mapping[str, Any], batch: int | None
+    ) -> None:
+        self.metadata = metadata
+        self.classes = max(classes, 2)
+        self._needs = needs
+        self._choice = choice
+        pixels = PROCESSOR_PIXELS if choice.engine.device == "cpu" else GPU_PIXELS
+        self._batcher = Batcher(choice.engine, Limits(MOST_TILES, pixels, batch))
+
+    @classmethod
+    def load(cls, path: Path, wish: Wish, *, choices: Path | None = None) -> TileModel:
+        """Load a network, and choose the engine for it.
+
+        Args:
+            path: an .onnx file; a `metadata.json` beside it says how its tiles are made.
+            wish: which engines may be chosen.
+            choices: a folder where choices of engines are kept.
+
+        Raises:
+            BadInputError: the file is no network for tiles, with what was found and expected.
+            MissingExtraError: the engine asked for is not installed.
+        """
+        file = open_tile_onnx(path)
+        metadata = read_metadata(path.parent) or {}
+        shape = trial_shape(file)
+        classes: list[int] = []
+
+        def check(logits: NDArray[np.float32]) -> str:
+            classes.append(check_output(shape, logits.shape))
+            return "softmax" if classes[-1] > 1 else "sigmoid"
+
+        trial = Trial(trial_batches(shape, unit=True), check)
+        choice = choose_once(file.network(changing=True), model_files(path), wish, trial, choices)
+        return cls(choice, Needs.of(metadata, file.input.shape), classes[0], metadata, file.input.shape[0])
+
+    def describe(self) -> dict[str, Any]:
+        """What is in force, as JSON."""
+        return {**self.in_force, "engines": self._choice.wire_verdicts()}
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """What an answer tells: how many classes, and what computed them."""
+        return {"num_classes": self.classes, **asdict(self._choice.candidate)}
+
+    def classify(
+        self,
+        image: NDArray[Any],
+        recipe: Recipe,
+        name: str,
+        *,
+        blocked: bool = False,
+        abandoned: Callable[[], bool] = lambda: False,
+    ) -> NDArray[np.float32]:
+        """Classify one tile.
+
+        Args:
+            image: (H, W, C) uint8, uint16 or float32, in the file's units.
+            recipe: how it is to be read.
+            name: of the tile, for errors.
+            blocked: whether detail and context lie one after the other in it.
+            abandoned: whether nobody waits for it any more.
+
+        Returns:
+            float32 (K, H, W), probabilities that sum to 1.
+
+        Raises:
+            BadInputError: the tile does not fit the network, or the network gives no numbers for it.
+        """
+        needs = self._needs
+        prepared = prepare(image, recipe, needs, name, blocked=blocked)
+        try:
+            logits = self._run(prepared, abandoned)
+        except EngineError:
+            padded = replace(needs, divisor=USUAL_DIVISOR, least=USUAL_DIVISOR)
+            if needs.divisor != 1 or needs.fixed:
+                raise
+            prepared = prepare(image, recipe, padded, name, blocked=blocked)
+            logits = self._run(prepared, abandoned)
+            self._needs = padded
+        return probabilities(logits, prepared, name)
+
+    def _run(self, prepared: Prepared, abandoned: Callable[[], bool]) -> NDArray[np.float32]:
+        logits = self._batcher.run(prepared.values, abandoned)
+        try:
+            check_output((1, *prepared.values.shape), (1, *logits.shape))
+        except BadInputError as error:
+            raise EngineError(error.message) from None
+        return logits
