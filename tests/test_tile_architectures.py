@@ -38,11 +38,16 @@ def made(name: str, folder: Path) -> Path:
             network(torch.rand(4, 3, 128, 128))
     folder.mkdir()
     why_not = write_onnx(
-        network.eval(), folder, channels=3, divisor=kind.size_divisor, least=kind.size_least, properties={}
+        network.eval(),
+        folder,
+        channels=3,
+        divisor=kind.size_divisor,
+        least=kind.size_least,
+        properties={"size_divisor": kind.size_divisor, "size_least": kind.size_least},
     )
     assert why_not is None
-    metadata = {"size_divisor": kind.size_divisor, "size_least": kind.size_least, "input_config": {"num_channels": 3.0}}
-    (folder / "metadata.json").write_text(json.dumps(metadata))
+    # As QuPath leaves it when it copies a classifier: whole numbers as floats, and nothing that it does not know.
+    (folder / "metadata.json").write_text(json.dumps({"id": name, "input_config": {"num_channels": 3.0}}))
     return folder
 
 
@@ -76,14 +81,12 @@ def padded(values: Values, reflection: int, divisor: int, least: int) -> tuple[V
 class Oracle:
     """The network run directly."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-        self._needs = json.loads((folder / "metadata.json").read_text())
+        self._kind = architecture(name)
 
     def maps(self, tile: NDArray[Any], strategy: str, reflection: int) -> Values:
-        values, around = padded(
-            normalised(tile, strategy), reflection, self._needs["size_divisor"], self._needs["size_least"]
-        )
+        values, around = padded(normalised(tile, strategy), reflection, self._kind.size_divisor, self._kind.size_least)
         fed = np.ascontiguousarray(values.transpose(2, 0, 1)[None], np.float32)
         logits = np.asarray(self._session.run(None, {"input": fed})[0][0], np.float64)
         height, width = tile.shape[:2]
@@ -97,7 +100,7 @@ class Oracle:
 )
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Oracle]:
     folder = made(request.param, tmp_path_factory.mktemp("architectures") / request.param)
-    return folder, Oracle(folder)
+    return folder, Oracle(folder, request.param)
 
 
 def tile_of(height: int, width: int, dtype: str) -> NDArray[Any]:

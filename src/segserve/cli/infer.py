@@ -38,8 +38,13 @@ def infer(
     force_cpu: Annotated[bool, typer.Option("--force-cpu", help="Stay on the processor.")] = False,
 ) -> None:
     """Segment a volume, or a folder of volumes, without a server. In a folder, what has labels already is skipped."""
-    del force_cpu  # the only device of this version
-    sent = {"patch_size": patch_size, "patch_stride": patch_stride, "engine": engine, "fp16": fp16 or None}
+    sent = {
+        "patch_size": patch_size,
+        "patch_stride": patch_stride,
+        "engine": engine,
+        "fp16": fp16 or None,
+        "forward_device": "cpu" if force_cpu else None,
+    }
     body = {
         "name": model.stem or "model",
         "backend_type": "onnx",

@@ -18,7 +18,7 @@ from segserve.engines.trial import trial_batches
 from segserve.errors import BadInputError
 from segserve.models.classifiers import read_metadata
 from segserve.models.formats.onnx import model_files
-from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, trial_shape
+from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, own_metadata, trial_shape
 from segserve.tiles.batch import Batcher, Limits
 from segserve.tiles.maps import probabilities
 from segserve.tiles.prepare import Prepared, prepare
@@ -59,7 +59,7 @@ class TileModel:
             MissingExtraError: the engine asked for is not installed.
         """
         file = open_tile_onnx(path)
-        metadata = read_metadata(path.parent) or {}
+        metadata = own_metadata(file) | (read_metadata(path.parent) or {})
         shape = trial_shape(file)
         classes: list[int] = []
 

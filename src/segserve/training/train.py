@@ -34,6 +34,8 @@ from segserve.training.spec import TrainingSpec
 log = logging.getLogger(__name__)
 
 HISTORY_FILE = "training_history.json"
+# A viewer that copies a classifier rewrites metadata.json and keeps only what it knows of it.
+KEPT_IN_ONNX = ("architecture", "input_config", "normalization_stats", "size_divisor", "size_least")
 
 
 @dataclass(frozen=True)
@@ -193,17 +195,17 @@ def _finish(order: Order, kind: Architecture, network: nn.Module, progress: Prog
     folder = order.model_folder
     export.write_weights(network, folder)
     (folder / HISTORY_FILE).write_text(json.dumps(progress.history, indent=2), encoding="utf-8")
+    described = metadata.describe(spec, kind, known, best=best, epochs_run=progress.epoch, warnings=known.warnings)
+    properties = {"classes": spec.classes, **{key: described[key] for key in KEPT_IN_ONNX if key in described}}
     lacking = export.write_onnx(
         network,
         folder,
         channels=spec.network_channels,
         divisor=kind.size_divisor,
         least=kind.size_least,
-        properties={"classes": spec.classes, "size_divisor": kind.size_divisor, "size_least": kind.size_least},
+        properties=properties,
     )
     warnings = [f"The model has no ONNX file: {lacking}. It needs torch to run."] if lacking else []
-    described = metadata.describe(
-        spec, kind, known, best=best, epochs_run=progress.epoch, warnings=[*known.warnings, *warnings]
-    )
+    described["training"]["warnings"] += warnings
     log.info("finished: best epoch %d of %d", best["epoch"], progress.epoch)
     return Finished(described, warnings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,12 +22,13 @@ EXTERNAL = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x1f]
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A network on disk: its one input, the output that is used, and what it says of itself."""
+    """A network on disk: its one input, the output that is used, and what it says of itself: read, and as it stands."""
 
     path: Path
     input: TensorSpec
     output: int
     metadata: ModelMetadata
+    texts: Mapping[str, str]
 
     def network(self, *, changing: bool = False) -> Network:
         """For the engines; `changing` if batches will come in many shapes."""
@@ -51,7 +52,7 @@ def open_onnx(path: Path) -> OnnxFile:
     if inputs[0].dtype not in INPUT_TYPES:
         raise BadInputError(f"The network's input is {inputs[0]}; float32 or float16 is expected.")
     metadata = read_metadata(texts)
-    return OnnxFile(path, inputs[0], _output(outputs, metadata), metadata)
+    return OnnxFile(path, inputs[0], _output(outputs, metadata), metadata, texts)
 
 
 def model_files(path: Path) -> list[Path]:

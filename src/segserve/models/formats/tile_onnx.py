@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,18 @@ def open_tile_onnx(path: Path) -> OnnxFile:
             f"Networks for volumes are loaded through /api/models."
         )
     return file
+
+
+def own_metadata(file: OnnxFile) -> dict[str, Any]:
+    """What a network that was trained here says of itself, as its `metadata.json` did; what is no JSON is left out.
+
+    A viewer that copies a classifier rewrites that file and keeps only what it knows.
+    """
+    found: dict[str, Any] = {}
+    for key, text in file.texts.items():
+        with suppress(ValueError, RecursionError):
+            found[key] = json.loads(text)
+    return found
 
 
 def trial_shape(file: OnnxFile) -> tuple[int, int, int, int]:
