@@ -6,5 +6,5 @@ from segserve.settings import Settings
 from segserve.state import StateDir
 
 settings = Settings()
-logs.configure(debug=settings.debug)
+logs.configure(debug=settings.debug, form=settings.log_format)
 app = create_app(settings, StateDir(settings.state_dir))

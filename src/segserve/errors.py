@@ -72,12 +72,28 @@ class DiskFullError(SegserveError):
         )
 
 
+class ReadOnlyError(UnavailableError):
+    """Nothing can be written where the server keeps its files."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server's state directory is read-only at the moment: make it writable and send the request again."
+        )
+
+
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC})
 
 
 def is_disk_full(error: BaseException) -> bool:
     """True for the operating system's "no space left" and "quota exceeded"."""
     return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def disk_trouble(error: BaseException) -> SegserveError | None:
+    """What keeps the server from writing its files, in words; None for every other error."""
+    if is_disk_full(error):
+        return DiskFullError()
+    return ReadOnlyError() if isinstance(error, OSError) and error.errno == errno.EROFS else None
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from segserve.logs import LogFormat
+
 DEFAULT_HOSTS = ("127.0.0.1", "::1")
 DEFAULT_PORTS = (8000, 8765)
 SETTINGS_FILE_VARIABLE = "SEGSERVE_SETTINGS"
@@ -62,6 +64,7 @@ class Settings(BaseSettings):
         description="Folder for everything the server keeps: models, key, spool. Also SEGSERVE_HOME.",
     )
     debug: bool = Field(False, description="Log at level DEBUG. Nothing else changes.")
+    log_format: LogFormat = Field("text", description="Log lines as `text`, or as `json`: an object a line.")
     insecure: bool = Field(
         False, description="Ask nobody for a key and check no Host or Origin. For sealed networks only."
     )
@@ -75,8 +78,23 @@ class Settings(BaseSettings):
     max_decompressed: ByteSize = Field(
         ByteSize(16 * 2**30), gt=0, description="Largest image once decompressed, in bytes."
     )
+    upload_stall: float = Field(
+        60.0, gt=0, description="Seconds without a byte after which an upload is given up (408)."
+    )
+    upload_rate: ByteSize = Field(
+        ByteSize(2**10),
+        ge=0,
+        description="Bytes a second that an upload must bring on average, once it has taken `upload_stall` seconds.",
+    )
     max_voxels: int = Field(2**31, gt=0, description="Most voxels in one volume.")
     max_waiting: int = Field(16, ge=0, description="Requests that may wait for one model; one more is answered 503.")
+    answer_patience: float = Field(
+        240.0, gt=0, description="Seconds after which the answer to a volume is begun before its labels are there."
+    )
+    answer_pulse: float = Field(20.0, gt=0, description="Seconds between the signs of life of such an answer.")
+    model_idle: float = Field(
+        3600.0, gt=0, description="Seconds after which the process of a model that nobody asks ends; it stays listed."
+    )
     memory_limit: ByteSize = Field(
         ByteSize(0),
         ge=0,

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
-from segserve.errors import DiskFullError, SegserveError, is_disk_full
+from segserve.errors import SegserveError, disk_trouble
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,10 @@ async def _expected(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _system(request: Request, error: Exception) -> JSONResponse:
-    if is_disk_full(error):
-        return await _expected(request, DiskFullError())
-    raise error
+    trouble = disk_trouble(error)
+    if trouble is None:
+        raise error
+    return await _expected(request, trouble)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

@@ -10,24 +10,30 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from segserve import __version__
-from segserve.api import qupath, slicer
+from segserve.api import ops, qupath, slicer
 from segserve.api.answers import install_error_answers
 from segserve.api.context import RequestContext
 from segserve.api.guard import Guard
 from segserve.api.limits import JsonLimit
+from segserve.api.ops.exposition import Exposition
+from segserve.api.ops.readiness import Readiness
+from segserve.api.ops.readings import Reader
 from segserve.api.qupath.gpu import training_devices
 from segserve.api.qupath.hall import Hall
 from segserve.api.slicer.door import Door
+from segserve.api.templates import Templates
 from segserve.errors import SegserveError
 from segserve.jobs.book import Book
 from segserve.jobs.runner import Runner
 from segserve.jobs.store import SqlJobStore
+from segserve.metrics import Metrics
 from segserve.models.classifiers import ClassifierStore
 from segserve.settings import Settings
 from segserve.state import StateDir
 from segserve.workers.inspector import Inspector
 from segserve.workers.placement import Placement
 from segserve.workers.placement.local import LocalPlacement
+from segserve.workers.placement.watched import WatchedPlacement
 from segserve.workers.supervisor import Supervisor
 from segserve.workers.tile_models import TileModels
 
@@ -47,17 +53,29 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
     )
     app.state.settings = settings
     app.state.state_dir = state
-    placement = LocalPlacement(state.root, debug=settings.debug)
+    metrics = Metrics()
+    local = LocalPlacement(state.root, debug=settings.debug, log_format=settings.log_format)
+    placement = WatchedPlacement(local, metrics)
     app.state.supervisor = Supervisor(placement, settings)
     app.state.door = Door(app.state.supervisor)
     app.state.hall = _hall(settings, state, placement)
+    _watch(app, metrics, placement)
+    app.include_router(ops.router)
     app.include_router(slicer.router)
     app.include_router(qupath.router)
     install_error_answers(app)
     app.add_middleware(JsonLimit)
     app.add_middleware(Guard, settings=settings, key=lambda: api_key(settings, state))
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, templates=Templates(app.openapi()["paths"]), metrics=metrics)
     return app
+
+
+def _watch(app: FastAPI, metrics: Metrics, placement: WatchedPlacement) -> None:
+    """What `/readyz` and `/metrics` look at."""
+    state, hall = app.state.state_dir, app.state.hall
+    reader = Reader(state, placement)
+    app.state.readiness = Readiness(state, hall.book, placement)
+    app.state.exposition = Exposition(metrics, placement, app.state.supervisor, hall, reader)
 
 
 def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
@@ -73,6 +91,7 @@ def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
 
 async def close_core(app: FastAPI) -> None:
     """End every process, trainings with a checkpoint. Doing so twice changes nothing."""
+    app.state.readiness.closing = True
     hall: Hall = app.state.hall
     parts = (app.state.supervisor, hall.inspector, hall.scanner, hall.tiles, hall.runner)
     await asyncio.gather(*(part.close() for part in parts))

@@ -11,19 +11,28 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segserve.api.answers import error_answer
+from segserve.api.templates import OTHER, Templates
 from segserve.logs import request_id
+from segserve.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 ID_HEADER = "X-Request-ID"
 ID_FORM = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# Asked every few seconds for as long as somebody looks: in the log they would bury the rest.
+POLLED = frozenset(
+    {"/api/health", "/api/v1/health", "/api/v1/train/{job_id}/status", "/healthz", "/readyz", "/metrics"}
+)
 
 
 class RequestContext:
     """ASGI middleware; the client's id is kept if it has the right form, else replaced."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, templates: Templates, metrics: Metrics) -> None:
         self._app = app
+        self._templates = templates
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -36,7 +45,8 @@ class RequestContext:
         answer = _Answer(send, chosen, without_body=scope["method"] == "HEAD")
         began = time.monotonic()
         try:
-            await self._app(_normal(scope), receive, answer.send)
+            with self._metrics.in_flight.track_inprogress():
+                await self._app(_normal(scope), receive, answer.send)
         except Exception:
             log.exception("a bug: %s %s", scope["method"], scope["path"])
             if answer.status:
@@ -44,8 +54,27 @@ class RequestContext:
             text = f"An unexpected failure; the server's log tells more (request {chosen})."
             await error_answer(scope["path"], 500, text)(scope, receive, answer.send)
         finally:
-            log.info("%s %s %s %.3f s", scope["method"], scope["path"], answer.status, time.monotonic() - began)
+            self._note(scope["method"], _normal(scope)["path"], answer, time.monotonic() - began)
             request_id.reset(token)
+
+    def _note(self, method: str, path: str, answer: _Answer, seconds: float) -> None:
+        """Count a request and log it."""
+        route, status = self._templates.of(path), answer.status
+        counted = method if method in METHODS else OTHER
+        self._metrics.requests.labels(counted, route, str(status)).inc()
+        self._metrics.request_seconds.labels(counted, route).observe(seconds)
+        level = logging.DEBUG if route in POLLED and 0 < status < 400 else logging.INFO
+        shown = path if route == OTHER else route
+        fields = {
+            "method": method,
+            "route": shown,
+            "status": status,
+            "seconds": round(seconds, 3),
+            "bytes": answer.size,
+        }
+        log.log(
+            level, "%s %s %d %.3f s %d bytes", method, shown, status, seconds, answer.size, extra={"fields": fields}
+        )
 
 
 def _normal(scope: Scope) -> Scope:
@@ -55,13 +84,19 @@ def _normal(scope: Scope) -> Scope:
 
 
 class _Answer:
-    """Passes an answer on with the request's id in it, and without its body for HEAD."""
+    """Passes an answer on with the request's id in it, and without its body for HEAD.
+
+    Attributes:
+        status: 0 until the answer begins.
+        size: of the body so far, in bytes.
+    """
 
     def __init__(self, send: Send, identity: str, *, without_body: bool) -> None:
         self._send = send
         self._identity = identity
         self.without_body = without_body
         self.status = 0
+        self.size = 0
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -69,4 +104,5 @@ class _Answer:
             MutableHeaders(scope=message)[ID_HEADER] = self._identity
         elif self.without_body and message["type"] == "http.response.body":
             message = {**message, "body": b""}
+        self.size += len(message.get("body", b""))
         await self._send(message)

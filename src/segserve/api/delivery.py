@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import FileResponse
@@ -16,6 +16,10 @@ from segserve.errors import SegserveError, UnavailableError
 from segserve.state import StateDir
 
 Result = TypeVar("Result")
+
+
+class HungUpError(UnavailableError):
+    """The client is gone; nobody hears the answer."""
 
 
 @asynccontextmanager
@@ -29,26 +33,49 @@ async def request_folder(state: StateDir) -> AsyncIterator[Path]:
         await asyncio.to_thread(scratch.__exit__, None, None, None)
 
 
-async def unless_hung_up(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Wait for `work`, and cancel it as soon as the client is gone.
+class Wanted(Generic[Result]):
+    """Work that goes on as long as the client waits for it."""
 
-    Args:
-        request: its body has been read to the end.
-        work: what the client waits for.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hang_up(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise UnavailableError("The client hung up.")
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
+    def __init__(self, request: Request, work: Coroutine[Any, Any, Result]) -> None:
+        """Begin the work.
+
+        Args:
+            request: its body has been read to the end.
+            work: what the client waits for.
+        """
+        self._task = asyncio.ensure_future(work)
+        self._gone = asyncio.ensure_future(_hang_up(request))
+
+    async def result(self, patience: float | None = None) -> Result:
+        """Wait for the work.
+
+        Args:
+            patience: seconds to wait; None waits for ever.
+
+        Raises:
+            HungUpError: the client is gone.
+            TimeoutError: the work takes longer; it goes on.
+        """
+        await asyncio.wait({self._task, self._gone}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            return self._task.result()
+        if self._gone.done():
+            raise HungUpError("The client hung up.")
+        raise TimeoutError
+
+    async def aclose(self) -> None:
+        """Stop the work if it is not done."""
+        self._gone.cancel()
+        if not self._task.done():
+            self._task.cancel()
             with suppress(asyncio.CancelledError, SegserveError):
-                await task
+                await self._task
+
+
+async def unless_hung_up(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Wait for `work`, and cancel it as soon as the client is gone; see `Wanted`."""
+    async with aclosing(Wanted(request, work)) as wanted:
+        return await wanted.result()
 
 
 async def _hang_up(request: Request) -> None:
@@ -65,7 +92,5 @@ class FileAnswer(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file."""
-        try:
+        async with self._stack:
             await super().__call__(scope, receive, send)
-        finally:
-            await self._stack.aclose()

@@ -17,6 +17,8 @@ from segserve.settings import Settings, is_loopback
 
 log = logging.getLogger(__name__)
 
+# Whoever watches over machines has no key, and these tell nothing but whether the server works.
+OPEN = frozenset({"/healthz", "/readyz"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 ASK_FOR_KEY = {"WWW-Authenticate": 'Basic realm="Segserve: the key is the user name"'}
 
@@ -49,7 +51,7 @@ class Guard:
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         if self._needs_key(scope):
-            if self._has_key(headers):
+            if scope["path"] in OPEN or self._has_key(headers):
                 return None
             if not self._comes_from_friend(scope):
                 return 401, "This server needs its key: send it as X-API-Key, or as the user name in the server's URL."

@@ -12,7 +12,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from segserve.api.limits import over_limit
+from segserve.api.delivery import HungUpError
+from segserve.api.limits import Pace, over_limit
 from segserve.errors import BadInputError, DiskFullError, TooLargeError, human_bytes, is_disk_full
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ async def whole_body(request: Request, limit: int) -> bytearray:
     """A whole body that may be as large as an upload, in memory.
 
     Raises:
-        BadInputError: it is cut short.
+        HungUpError: it is cut short.
         TooLargeError: it is over `limit` bytes.
     """
     _check_size(_stated_size(request), limit)
@@ -91,7 +92,8 @@ async def receive_form(
         field_limits: the names whose parts are text, with or without a file's name, and how many bytes each may have.
 
     Raises:
-        BadInputError: the form is malformed or cut short.
+        BadInputError: the form is malformed.
+        HungUpError: it is cut short.
         TooLargeError: the body, or a field, is over its limit.
         DiskFullError: there is no room for the file.
     """
@@ -128,13 +130,15 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
     """The body as it comes.
 
     Raises:
-        BadInputError: the client went away before its end.
+        HungUpError: the client went away before its end.
+        SlowUploadError: it comes too slowly.
     """
+    pace = Pace(request.receive, request.app.state.settings)
     try:
-        async for chunk in request.stream():
+        async for chunk in Request(request.scope, pace.receive).stream():
             yield chunk
     except ClientDisconnect:
-        raise BadInputError("The upload was cut short.") from None
+        raise HungUpError("The client hung up before its upload was whole.") from None
 
 
 async def _feed(request: Request, parser: MultipartParser, receiver: _Receiver, limit: int) -> None:

@@ -41,7 +41,7 @@ class Server(uvicorn.Server):
 @with_settings
 def serve(settings: Settings) -> None:
     """Start the server: 3D Slicer's door on port 8000 and QuPath's on 8765, both answering both."""
-    logs.configure(debug=settings.debug)
+    logs.configure(debug=settings.debug, form=settings.log_format)
     state = StateDir(settings.state_dir)
     try:
         state.acquire()

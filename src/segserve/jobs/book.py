@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from segserve.errors import DiskFullError, UnavailableError, is_disk_full
+from segserve.errors import DiskFullError, ReadOnlyError, SegserveError, UnavailableError, disk_trouble
 from segserve.jobs.errors import missing
 from segserve.jobs.record import Job
 from segserve.jobs.store import JobStore
@@ -66,6 +66,15 @@ class Book:
         await asyncio.to_thread(self._folders.shutdown)
         self._records.shutdown()
 
+    async def check(self) -> None:
+        """Find out whether a job could be written down now.
+
+        Raises:
+            SQLAlchemyError, OSError: it could not.
+        """
+        assert self._store
+        await asyncio.get_running_loop().run_in_executor(self._records, self._store.check)
+
     async def in_thread(self, work: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         """Run blocking work on jobs' folders in the one thread that touches them: in the order of the calls."""
         return await asyncio.get_running_loop().run_in_executor(self._folders, lambda: work(*arguments, **options))
@@ -90,14 +99,14 @@ class Book:
         """Take a new job; it is on disk when this returns.
 
         Raises:
-            UnavailableError, DiskFullError: it cannot be written down now, and is not taken.
+            UnavailableError, DiskFullError, ReadOnlyError: it cannot be written down now, and is not taken.
         """
         try:
             await self._save(job)
         except (SQLAlchemyError, OSError) as error:
             log.exception("a job cannot be written down")
-            if is_disk_full(error) or "disk is full" in str(error):
-                raise DiskFullError from None
+            if trouble := _trouble(error):
+                raise trouble from None
             raise UnavailableError("The server cannot write the training down at the moment: try again.") from None
         self.jobs[job.id] = job
         self._tell(job.id)
@@ -149,6 +158,7 @@ class Book:
         await asyncio.get_running_loop().run_in_executor(self._records, self._store.save, copy)
 
     async def _write_down(self) -> None:
+        troubled = False
         while True:
             await self._something.wait()
             self._something.clear()
@@ -156,8 +166,11 @@ class Book:
                 identity = self._unwritten.pop()
                 try:
                     await self._save(self.jobs[identity])
+                    troubled = False
                 except (SQLAlchemyError, OSError):
-                    log.exception("job %s cannot be written down; trying again", identity)
+                    if not troubled:  # said once: a disk may stay full for days
+                        log.exception("job %s cannot be written down; trying again until it can", identity)
+                    troubled = True
                     self._unwritten.add(identity)
                     await asyncio.sleep(RETRY_SECONDS)
                 except asyncio.CancelledError:
@@ -165,6 +178,14 @@ class Book:
                     raise
                 except Exception:  # one record that cannot be written must not keep the others from it
                     log.exception("job %s cannot be written down", identity)
+
+
+def _trouble(error: Exception) -> SegserveError | None:
+    """What is wrong with the disk, from the system's error or SQLite's words for it; None if something else is."""
+    text = str(error)
+    if "disk is full" in text:
+        return DiskFullError()
+    return ReadOnlyError() if "readonly database" in text else disk_trouble(error)
 
 
 def _log_failure(future: Any) -> None:  # noqa: ANN401  # a future of anything

@@ -10,6 +10,8 @@ from typing import Any
 
 from segserve.state import write_whole
 
+LOG_END_BYTES, LOG_END_LINES, LONGEST_LINE = 4096, 3, 300
+
 
 class JobFolder:
     """Paths of one job below the state directory's `jobs` folder."""
@@ -32,7 +34,8 @@ class JobFolder:
         """Remove what only a running training needs."""
         for folder in (self.model, self.scratch):
             shutil.rmtree(folder, ignore_errors=True)
-        self.checkpoint.with_name(self.checkpoint.name + ".part").unlink(missing_ok=True)
+        for part in self.root.glob(f"{self.checkpoint.name}.*"):
+            part.unlink(missing_ok=True)
 
     def remove_checkpoint(self) -> None:
         """Give its room back."""
@@ -43,6 +46,16 @@ class JobFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as stream:
             stream.writelines(f"{line}\n" for line in lines)
+
+    def log_end(self) -> str:
+        """The last lines of the log, in one; empty if there are none."""
+        try:
+            with self.log.open("rb") as stream:
+                stream.seek(max(0, self.log.stat().st_size - LOG_END_BYTES))
+                lines = stream.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        return " | ".join(line[:LONGEST_LINE] for line in lines[-LOG_END_LINES:])
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replace the history."""

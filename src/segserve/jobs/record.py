@@ -13,6 +13,9 @@ from segserve.training.spec import TrainingSpec
 State = Literal["queued", "training", "paused", "completed", "failed", "cancelled"]
 ENDED: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
 MOST_DEATHS = 2
+# More than of its own deaths: a server dies of much that no training has to do with.
+MOST_OUTAGES = 3
+TO_GO_ON = "Resume the training to go on."
 
 
 class Job(BaseModel):
@@ -20,15 +23,18 @@ class Job(BaseModel):
 
     Attributes:
         spec: what is asked; a resume may change it.
-        enqueued: when it was last put into the queue, which is served in this order.
+        enqueued: when it was last put into the queue, which is served in this order; never before another's that was
+            put there earlier, even if the clock was set back.
+        kept: seconds that the server has run since it ended.
         stage: what a running one does: `starting`, `weights`, `data`, `training`, `export`.
         latest: the last finished epoch as it was told.
         batch, batches: of the running epoch.
         has_checkpoint: whether it can be resumed.
         pause_asked: a pause has yet to be heeded.
         same_batches: a resume can go on in the middle of an epoch.
-        cleared: it was cancelled to free memory, not because nobody wants it.
+        blameless: it ended because memory was cleared or the disk was full: not of itself, nor because nobody wants it.
         deaths: of its process since its last checkpoint.
+        outages: deaths of the server while it trained, since its last checkpoint.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -39,6 +45,7 @@ class Job(BaseModel):
     created: float = Field(default_factory=time.time)
     enqueued: float = Field(default_factory=time.time)
     ended: float | None = None
+    kept: float = 0.0
     stage: str = ""
     latest: dict[str, Any] | None = None
     batch: int = 0
@@ -53,9 +60,10 @@ class Job(BaseModel):
     final_accuracy: float = 0.0
     has_checkpoint: bool = False
     pause_asked: bool = False
-    cleared: bool = False
+    blameless: bool = False
     same_batches: bool = True
     deaths: int = 0
+    outages: int = 0
 
     @property
     def epoch(self) -> int:
@@ -64,9 +72,9 @@ class Job(BaseModel):
 
     @property
     def resumable(self) -> bool:
-        """Whether a resume is possible: paused, or ended short of completion with its checkpoint kept."""
+        """Whether a resume is possible: paused, or ended short of completion with its checkpoint kept, or blameless."""
         ended_early = self.state in {"failed", "cancelled"}
-        return self.state == "paused" or (ended_early and (self.has_checkpoint or self.cleared))
+        return self.state == "paused" or (ended_early and (self.has_checkpoint or self.blameless))
 
     def pause(self) -> None:
         """Stop at once where it waits; where it trains, note that it is to stop.
@@ -95,29 +103,47 @@ class Job(BaseModel):
                 "resume", self.state, "only a paused one can go on, or one that ended with its checkpoint kept"
             )
 
-    def resume(self, spec: TrainingSpec) -> None:
+    def resume(self, spec: TrainingSpec, enqueued: float) -> None:
         """Wait again, for what `spec` says now."""
         before, after = self.spec, spec
         unchanged = (before.data_path, before.training.batch_size) == (after.data_path, after.training.batch_size)
         self.same_batches = self.same_batches and unchanged
-        self.spec, self.state, self.error, self.ended, self.deaths = spec, "queued", "", None, 0
-        self.enqueued, self.cleared = time.time(), False
+        self.spec, self.state, self.error, self.ended, self.kept = spec, "queued", "", None, 0.0
+        self.enqueued, self.blameless, self.deaths, self.outages = enqueued, False, 0, 0
+
+    def note_checkpoint(self) -> None:
+        """There is a new checkpoint."""
+        self.has_checkpoint, self.same_batches, self.deaths, self.outages = True, True, 0, 0
 
     def stop(self, otherwise: State) -> None:
         """Its process is gone before the end: it is paused if that was asked for, or else in another state."""
         self.state, self.pause_asked = ("paused" if self.pause_asked else otherwise), False
 
-    def count_death(self, reason: str) -> None:
+    def count_death(self, reason: str, log_end: str) -> None:
         """Its process died of something: it waits again, unless it is the second time without getting further."""
         self.deaths += 1
         if self.deaths < MOST_DEATHS:
             self.stop("queued")
         else:
-            self.fail(f"The training stopped twice without getting further: {reason}. Its log tells how far it came.")
+            self.fail(f"The training stopped twice without getting further: {reason}. {_told(log_end)}")
 
-    def fail(self, error: str) -> None:
+    def count_outage(self, log_end: str) -> None:
+        """The server died while this trained: it waits again, unless that keeps happening without it getting further.
+
+        Who took whom along cannot be told; but a training that ends its server each time would do so for ever.
+        """
+        self.outages += 1
+        if self.outages < MOST_OUTAGES or self.pause_asked:
+            self.stop("queued")
+        else:
+            self.fail(
+                f"The server died {MOST_OUTAGES} times while this training ran, which got no further in between: "
+                f"perhaps it needs more memory than the machine has; try a lower batch_size. {_told(log_end)}"
+            )
+
+    def fail(self, error: str, *, blameless: bool = False) -> None:
         """End with a sentence for the user."""
-        self.error = error
+        self.error, self.blameless = f"{error} {TO_GO_ON}" if blameless else error, blameless
         self.end("failed")
 
     def end(self, state: State) -> None:
@@ -128,3 +154,7 @@ class Job(BaseModel):
         """Remember a warning, once."""
         if text not in self.warnings:
             self.warnings = [*self.warnings, text]
+
+
+def _told(log_end: str) -> str:
+    return f"Its log ends: {log_end}" if log_end else "Its log is empty."

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from segserve.errors import SegserveError
+from segserve.errors import SegserveError, disk_trouble
 from segserve.jobs.book import Book
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import Job
@@ -16,15 +16,23 @@ from segserve.workers.placement import Call, Placement, Worker, WorkerDiedError
 log = logging.getLogger(__name__)
 
 PAUSE = "pause"
+MACHINE_TROUBLE = frozenset({503, 507})
 
 
 @dataclass(frozen=True)
 class End:
-    """How it ended: `how`, and what the process replied or why it did not."""
+    """How it ended: `how`, and what the process replied or why it did not.
+
+    Attributes:
+        log_end: of one that died.
+        blameless: it failed for something that is wrong with the machine, not with the training.
+    """
 
     how: Literal["finished", "paused", "failed", "died"]
     reply: dict[str, Any]
     reason: str = ""
+    log_end: str = ""
+    blameless: bool = False
 
 
 class Run:
@@ -41,7 +49,11 @@ class Run:
 
     async def to_end(self, placement: Placement, body: dict[str, Any]) -> End:
         """Start the process and wait for its end, writing down what it tells."""
-        await self._book.in_thread(self.folder.prepare)
+        try:
+            await self._book.in_thread(self.folder.prepare)
+        except OSError as error:
+            trouble = disk_trouble(error)
+            return End("failed", {}, trouble.message if trouble else _cannot_write(error), blameless=True)
         self._history = await self._book.in_thread(self.folder.history)
         if not self.job.has_checkpoint:
             self.job.latest = None  # it starts anew
@@ -59,11 +71,11 @@ class Run:
                 self._worker.tell(PAUSE)
             reply = await self._worker.call(call, self._hear)
         except SegserveError as error:
-            return End("failed", {}, error.message)
+            return End("failed", {}, error.message, blameless=error.status in MACHINE_TROUBLE)
         except WorkerDiedError as error:
-            return End("died", {}, str(error))
+            return await self._death(str(error))
         except OSError as error:
-            return End("died", {}, f"no process could be started: {error.strerror}")
+            return await self._death(f"no process could be started: {error.strerror}")
         finally:
             if self._worker:
                 await asyncio.shield(self._worker.stop())
@@ -80,11 +92,17 @@ class Run:
         if self._worker:
             await self._worker.stop()
 
+    async def _death(self, reason: str) -> End:
+        return End("died", {}, reason, log_end=await self._book.in_thread(self.folder.log_end))
+
     def _hear(self, event: dict[str, Any]) -> None:
         """Take in one event of the process."""
         job, kind = self.job, event["kind"]
         if job.state != "training":
             return  # cancelled meanwhile
+        if kind == "past epoch":  # of its checkpoint: a server that was killed may not have heard of it
+            self._history[event["epoch"]["epoch"] - 1 :] = [event["epoch"]]
+            return
         if kind == "log":
             self._book.in_background(self.folder.append, [event["line"]])
             return
@@ -104,5 +122,9 @@ class Run:
             for warning in event["warnings"]:
                 job.warn(warning)
         elif kind == "checkpoint":
-            job.has_checkpoint, job.deaths, job.same_batches = True, 0, True
+            job.note_checkpoint()
         self._book.changed(job)
+
+
+def _cannot_write(error: OSError) -> str:
+    return f"The training's files cannot be written: {error.strerror}."

@@ -9,12 +9,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from segserve.errors import DiskFullError, UnavailableError, is_disk_full
+from segserve import logs
+from segserve.errors import UnavailableError, disk_trouble
 from segserve.jobs.book import Book
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import ENDED, Job
 from segserve.jobs.run import End, Run
-from segserve.models.classifiers import Classifier, ClassifierStore
+from segserve.jobs.upkeep import Upkeep
+from segserve.models.classifiers import ClassifierStore
 from segserve.state import StateDir
 from segserve.training.spec import TrainingSpec
 from segserve.workers.placement import Placement
@@ -23,8 +25,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
 CLOSE_SECONDS = 8.0  # and when the server stops
-KEEP_SECONDS = 7 * 24 * 3600.0
-SWEEP_SECONDS = 3600.0
+TURN_SECONDS = 0.001
 
 
 class Runner:
@@ -53,7 +54,7 @@ class Runner:
         self._placement = placement
         self._book = book
         self._classifiers = classifiers
-        self._state = state
+        self._upkeep = Upkeep(book, classifiers, state)
         self._free = list(devices)
         self._options = options
         self._runs: dict[str, Run] = {}
@@ -65,16 +66,8 @@ class Runner:
     async def start(self) -> None:
         """Read the records; what ran or waited when the last server ended is queued again."""
         await self._book.open()
-        interrupted = [job for job in self._book.jobs.values() if job.state == "training"]
-        models = await asyncio.to_thread(self._classifiers.all) if interrupted else []
-        published = {model.metadata.get("job_id"): model for model in models}
-        for job in interrupted:
-            if job.id in published:  # the end came between the model and its record
-                self._complete(job, published[job.id])
-            else:
-                job.stop("queued")
-                self._book.changed(job)
-        self._sweeper = asyncio.create_task(self._sweep())
+        await self._upkeep.recover()
+        self._sweeper = asyncio.create_task(self._upkeep.sweep())
         self._serve_queue()
 
     async def close(self) -> None:
@@ -94,7 +87,7 @@ class Runner:
             UnavailableError, DiskFullError: it cannot be written down now.
         """
         self._refuse_when_closing()
-        job = Job(id=self._new_id(), spec=spec, warnings=list(warnings))
+        job = Job(id=self._new_id(), spec=spec, warnings=list(warnings), enqueued=self._turn())
         await self._book.add(job)
         self._serve_queue()
         return job
@@ -145,29 +138,29 @@ class Runner:
         """
         job = self.check_resumable(identity)
         self._refuse_when_closing()
-        job.resume(spec)
+        job.resume(spec, self._turn())
         await self._book.settled(job)
         self._serve_queue()
         return job
 
     async def clear(self) -> list[str]:
-        """Cancel what runs, keeping its checkpoint, and pause what waits.
+        """Cancel what runs, keeping its checkpoint, and pause what waits; both are on disk when this returns.
 
         Returns:
             The ids of those that ran.
         """
-        for job in self._book.jobs.values():
-            if job.state == "queued":
-                job.state = "paused"
-                self._book.changed(job)
+        waiting = [job for job in self._book.jobs.values() if job.state == "queued"]
+        for job in waiting:
+            job.pause()
         running = list(self._runs)
         self._cleared |= set(running)
         await self._end_runs(CHECKPOINT_SECONDS)
+        await asyncio.gather(*(self._book.settled(job) for job in [*waiting, *map(self._book.get, running)]))
         return running
 
     def folder(self, identity: str) -> JobFolder:
         """The folder of a job."""
-        return JobFolder(self._state.jobs, identity)
+        return self._upkeep.folder(identity)
 
     async def _end_runs(self, seconds: float) -> None:
         """Ask every run that trains for a checkpoint, then end those that have not ended by themselves."""
@@ -184,15 +177,6 @@ class Runner:
         if self._closing:
             raise UnavailableError("The server is shutting down.")
 
-    async def _sweep(self) -> None:
-        """Now and then: forget the checkpoints of what ended long ago."""
-        while True:
-            await asyncio.to_thread(self._classifiers.sweep)
-            for job in self._book.jobs.values():
-                if job.state in ENDED and job.has_checkpoint and time.time() - (job.ended or 0) > KEEP_SECONDS:
-                    self._forget_checkpoint(job)
-            await asyncio.sleep(SWEEP_SECONDS)
-
     def _serve_queue(self) -> None:
         """Start what waits, as long as there are free devices."""
         waiting = sorted((job for job in self._book.jobs.values() if job.state == "queued"), key=lambda j: j.enqueued)
@@ -207,6 +191,7 @@ class Runner:
 
     async def _train(self, run: Run) -> None:
         job = run.job
+        logs.about_job(job.id)
         try:
             end = await run.to_end(
                 self._placement,
@@ -239,16 +224,15 @@ class Runner:
         if end.how == "finished":
             await self._publish(run, end.reply)
         elif end.how == "failed":
-            job.fail(end.reason)
+            job.fail(end.reason, blameless=end.blameless)
             self._book.in_background(run.folder.append, [f"failed: {end.reason}"])
         elif job.id in self._cleared:
-            job.cleared = True
+            job.blameless = True
             job.end("cancelled")
-        elif end.how == "paused":
-            # One that was paused by the server's end goes on with the next server.
-            job.stop("training")
-        elif not self._closing:
-            job.count_death(end.reason)
+        elif end.how == "paused" or self._closing:
+            job.stop("queued")  # unless a pause was asked for, it was the server's end: the next one goes on
+        else:
+            job.count_death(end.reason, end.log_end)
             self._book.in_background(run.folder.append, [f"the training's process ended: {end.reason}"])
 
     async def _publish(self, run: Run, reply: dict[str, Any]) -> None:
@@ -259,28 +243,21 @@ class Runner:
             model = await self._book.in_thread(self._classifiers.publish, run.folder.model, kind, metadata)
         except OSError as error:
             log.exception("the model of job %s cannot be published", job.id)
-            why = DiskFullError().message if is_disk_full(error) else f"{error.strerror}."
-            job.fail(f"The finished model could not be stored: {why} Resume the training to try again.")
+            trouble = disk_trouble(error)
+            why = trouble.message if trouble else f"{error.strerror}."
+            job.fail(f"The finished model could not be stored: {why}", blameless=True)
             return
         if job.state == "cancelled":  # meanwhile
             await self._book.in_thread(self._classifiers.delete, model.id)
             return
         for warning in reply["warnings"]:
             job.warn(warning)
-        self._complete(job, model)
+        self._upkeep.complete(job, model)
         log.info("job %s is completed: model %s", job.id, model.id)
 
-    def _complete(self, job: Job, model: Classifier) -> None:
-        figures = model.metadata["training"]
-        job.model_id = model.id
-        job.final_loss, job.final_accuracy = figures["final_loss"], figures["final_accuracy"]
-        job.end("completed")
-        self._forget_checkpoint(job)
-
-    def _forget_checkpoint(self, job: Job) -> None:
-        job.has_checkpoint = False
-        self._book.in_background(self.folder(job.id).remove_checkpoint)
-        self._book.changed(job)
+    def _turn(self) -> float:
+        """A moment later than all at which others were queued, even if the clock was set back since."""
+        return max([time.time(), *(job.enqueued + TURN_SECONDS for job in self._book.jobs.values())])
 
     def _new_id(self) -> str:
         while (identity := secrets.token_hex(4)) in self._book.jobs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from segserve.errors import SegserveError
+from segserve.jobs.journal import Journal, journal_mode
 from segserve.jobs.record import Job
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,10 @@ class JobStore(Protocol):
 
     def save(self, job: Job) -> None:
         """Keep a record, in place of the one of the same id; it is on disk when this returns."""
+        ...
+
+    def check(self) -> None:
+        """Fail as `save` would if it were called now, without keeping anything."""
         ...
 
     def close(self) -> None:
@@ -80,6 +86,12 @@ class SqlJobStore:
             connection.execute(delete(JOBS).where(JOBS.c.id == job.id))
             connection.execute(insert(JOBS).values(row))
 
+    def check(self) -> None:
+        """See `JobStore`."""
+        with self._engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.rollback()
+
     def close(self) -> None:
         """See `JobStore`."""
         self._engine.dispose()
@@ -87,7 +99,7 @@ class SqlJobStore:
 
 def _open(path: Path) -> Engine:
     engine = create_engine(f"sqlite:///{path}")
-    event.listen(engine, "connect", _prepare)
+    event.listen(engine, "connect", partial(_prepare, journal_mode(path)))
     try:
         METADATA.create_all(engine)
     except DatabaseError:
@@ -96,9 +108,9 @@ def _open(path: Path) -> Engine:
     return engine
 
 
-def _prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    """Readers and the writer do not wait for each other, and a record that was saved survives a power cut."""
+def _prepare(journal: Journal, connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    """A record that was saved survives a power cut."""
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MILLISECONDS}"):
+    for pragma in (f"busy_timeout={BUSY_MILLISECONDS}", f"journal_mode={journal}", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()

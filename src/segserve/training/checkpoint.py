@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -15,13 +15,29 @@ log = logging.getLogger(__name__)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Replace a checkpoint; a crash leaves the one before."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("wb") as stream:
+    """Replace a checkpoint; a crash leaves the one before.
+
+    Raises:
+        OSError: it cannot be written, for want of room for instance; the one before is still there.
+    """
+    # Named by the process: a server that was killed may have left one that is still at it for a moment.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            _write(state, stream)
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a checkpoint needs the room most
+        raise
+
+
+def _write(state: dict[str, Any], stream: BinaryIO) -> None:
+    try:
         torch.save(state, stream)
         stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    except RuntimeError as error:  # torch's writer stumbles over its own tidying up after the system's error
+        raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load(path: Path) -> dict[str, Any] | None:

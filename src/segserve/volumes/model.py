@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Outcome:
 
     Attributes:
         skipped: of the patches, those that needed no computing.
+        stages: seconds to `read` the file, to run the `network`, to `stitch` windows and choose labels, to `write`.
     """
 
     engine: str
@@ -65,6 +67,7 @@ class Outcome:
     patches: int
     skipped: int
     seconds: float
+    stages: dict[str, float]
     warnings: list[str]
 
 
@@ -124,7 +127,7 @@ class VolumeModel:
             BadInputError: the image cannot be used, and why.
             TooLargeError: it is over a limit, or needs more memory than there is.
         """
-        began = time.monotonic()
+        marks = [time.monotonic()]
         window = choose_window(
             self.plan.window_level if job.window_level is None else job.window_level,
             self.plan.window_width if job.window_width is None else job.window_width,
@@ -140,18 +143,25 @@ class VolumeModel:
         check_volume(grid, self.classes, job.limits.memory_limit)
         plain, warnings = source.intensities()
         intensities = Intensities(plain.slope, plain.intercept, plain.fill, window)
+        marks.append(time.monotonic())
         labels = LabelFile(job.scratch / "labels.raw", source.nifti, label_dtype(self.classes))
         labels.create()
         sweep = Sweep(self.engine, grid, self.classes, self._decide, self._windows)
         sweep.run(_reader(source, axes, grid, intensities), _writer(labels, axes, grid), job.progress)
+        marks.append(time.monotonic())
         write_labels(labels, source, job.target)
+        marks.append(time.monotonic())
+        read, swept, written = (later - earlier for earlier, later in pairwise(marks))
+        network = sweep.network_seconds
+        stages = {"read": read, "network": network, "stitch": swept - network, "write": written}
         return Outcome(
             engine=self.engine.name,
             device=self.engine.device,
             precision=self.engine.precision,
             patches=grid.patches,
             skipped=sweep.skipped,
-            seconds=round(time.monotonic() - began, 3),
+            seconds=round(marks[-1] - marks[0], 3),
+            stages={stage: round(seconds, 4) for stage, seconds in stages.items()},
             warnings=warnings,
         )
 

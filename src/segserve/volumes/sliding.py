@@ -6,6 +6,7 @@ scores are summed up for good: its labels are taken and its place in the slab is
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -75,6 +76,7 @@ class Sweep:
 
     Attributes:
         skipped: windows that needed no computing so far.
+        network_seconds: that the engine took so far.
     """
 
     def __init__(self, engine: Engine, grid: Grid, classes: int, decide: Decide, windows: Windows) -> None:
@@ -89,6 +91,7 @@ class Sweep:
         """
         first, second = grid.across
         self.skipped = 0
+        self.network_seconds = 0.0
         self._engine = engine
         self._grid = grid
         self._decide = decide
@@ -143,7 +146,9 @@ class Sweep:
 
     def _run_lot(self, start: int, lot: _Lot) -> None:
         # A batch that is not full keeps old patches at its end; what the network says of those is not read.
+        began = time.monotonic()
         answers = self._engine(self._batch) if lot.values else self._batch
+        self.network_seconds += time.monotonic() - began
         for value, logits in zip(lot.values, answers, strict=False):
             check_finite(logits)
             if self._uniform and value is not None:

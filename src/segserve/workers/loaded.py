@@ -9,7 +9,7 @@ from typing import Any
 
 from segserve.errors import SegserveError, UnavailableError
 from segserve.models.request import LoadRequest
-from segserve.workers.placement import Call, Worker, WorkerDiedError
+from segserve.workers.placement import Call, Listener, Worker, WorkerDiedError
 from segserve.workers.starter import Started
 
 log = logging.getLogger(__name__)
@@ -18,30 +18,80 @@ Restart = Callable[[LoadRequest], Coroutine[Any, Any, Started]]
 
 
 class LoadedModel:
-    """A model that is listed as loaded. Its process may die; the next request starts another."""
+    """A model that is listed as loaded. Its process may die, or end when idle; the next request starts another.
 
-    def __init__(self, request: LoadRequest, started: Started, restart: Restart, *, max_waiting: int) -> None:
+    Attributes:
+        request: how it was loaded, and is loaded again.
+        card: what is in force.
+        seconds_per_patch: of the last volume; before the first, of the network alone when it was tried out.
+    """
+
+    def __init__(
+        self, request: LoadRequest, started: Started, restart: Restart, *, max_waiting: int, idle_seconds: float
+    ) -> None:
         """Take over a process that holds the model.
 
         Args:
-            request: how it was loaded, and is loaded again.
+            request: see the class.
             started: the process.
             restart: gives another such process.
             max_waiting: requests that may wait while one is served.
+            idle_seconds: after which the process ends when nobody asks.
         """
         self.request = request
         self.card = started.card
+        self.seconds_per_patch = _trial_seconds(started.card)
         self._fingerprint = started.fingerprint
         self._worker = started.worker
         self._restarting: asyncio.Future[Started] | None = None
         self._restart = restart
         self._max_waiting = max_waiting
+        self._idle_seconds = idle_seconds
+        self._idle: asyncio.TimerHandle | None = None
+        self._resting: asyncio.Task[None] | None = None
+        self._twin: asyncio.Task[LoadedModel] | None = None
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._ended = False
+        self._rest_when_idle()
 
-    async def call(self, call: Call) -> dict[str, Any]:
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return self._waiting
+
+    @property
+    def busy(self) -> bool:
+        """Whether it serves a request now."""
+        return self._turn.locked()
+
+    async def on_cpu(self) -> LoadedModel:
+        """The model on the processor: itself if it is there, else a twin that ends with it.
+
+        Raises:
+            UnavailableError: the twin cannot be loaded, or the model was unloaded.
+        """
+        if self.card["device"] == "cpu":
+            return self
+        self._refuse_if_ended()
+        if self._twin is None or (self._twin.done() and not self._loaded_twin):
+            self._twin = asyncio.ensure_future(self._load_twin())
+        try:
+            return await asyncio.shield(self._twin)  # others may wait for it too
+        except asyncio.CancelledError:
+            self._refuse_if_stopped()
+            raise
+        except SegserveError as error:
+            raise UnavailableError(
+                f"The model {self.request.name} could not be loaded on the processor: {error.message}"
+            ) from None
+
+    async def call(self, call: Call, listen: Listener | None = None) -> dict[str, Any]:
         """Ask the model's process, after the requests that came before.
+
+        Args:
+            call: what is asked.
+            listen: hears how far it is.
 
         Raises:
             UnavailableError: too many wait, the process died, or the model was unloaded.
@@ -59,38 +109,77 @@ class LoadedModel:
         finally:
             self._waiting -= 1
         try:
-            return await self._ask(call)
+            reply = await self._ask(call, listen)
         finally:
             self._turn.release()
+            self._rest_when_idle()
+        self.seconds_per_patch = round(reply["seconds"] / reply["patches"], 6)
+        return reply
 
     async def end(self) -> None:
         """End the process for good. Whoever runs or waits is told that the model was unloaded."""
         self._ended = True
-        if self._restarting:
-            self._restarting.cancel()
-            await asyncio.wait([self._restarting])
+        if self._idle:
+            self._idle.cancel()
+        await self._stop_loading()
+        if self._loaded_twin:
+            await self._loaded_twin.end()
         await self._worker.stop()
 
     async def rest(self) -> None:
         """End the process, not the model: what runs is told to come again, and a later request starts another."""
+        await self._stop_loading()
+        if self._loaded_twin:
+            await self._loaded_twin.rest()
         await self._worker.stop()
 
-    async def _ask(self, call: Call) -> dict[str, Any]:
+    async def _stop_loading(self) -> None:
+        for task in (self._restarting, self._twin):
+            if task and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    @property
+    def _loaded_twin(self) -> LoadedModel | None:
+        task = self._twin
+        return task.result() if task and task.done() and not task.cancelled() and not task.exception() else None
+
+    async def _load_twin(self) -> LoadedModel:
+        config = {**self.request.inference_config, "forward_device": "cpu"}
+        request = self.request.model_copy(update={"inference_config": config})
+        started = await self._restart(request)
+        await self._refuse_if_changed(started)
+        return LoadedModel(
+            request, started, self._restart, max_waiting=self._max_waiting, idle_seconds=self._idle_seconds
+        )
+
+    def _rest_when_idle(self) -> None:
+        if self._idle:
+            self._idle.cancel()
+        if not self._ended:
+            self._idle = asyncio.get_running_loop().call_later(self._idle_seconds, self._rest_if_idle)
+
+    def _rest_if_idle(self) -> None:
+        if not self.busy and not self._waiting and self._worker.alive:
+            log.info("model %s was idle for %g s: its process ends", self.request.name, self._idle_seconds)
+            self._resting = asyncio.ensure_future(self._worker.stop())
+
+    async def _ask(self, call: Call, listen: Listener | None) -> dict[str, Any]:
         try:
-            return await self._once(call)
+            return await self._once(call, listen)
         except WorkerDiedError as error:
             if error.began:
                 raise self._died(error) from None
         # It had died before, unnoticed, and nothing was begun: a fresh process can do all of it.
         try:
-            return await self._once(call)
+            return await self._once(call, listen)
         except WorkerDiedError as error:
             raise self._died(error) from None
 
-    async def _once(self, call: Call) -> dict[str, Any]:
+    async def _once(self, call: Call, listen: Listener | None) -> dict[str, Any]:
         worker = await self._living_worker()
         try:
-            return await worker.call(call)
+            return await worker.call(call, listen)
         except WorkerDiedError:
             self._refuse_if_ended()
             raise
@@ -112,7 +201,7 @@ class LoadedModel:
         try:
             started = await self._restarting
         except asyncio.CancelledError:
-            self._refuse_if_ended()
+            self._refuse_if_stopped()
             raise
         except SegserveError as error:
             self._refuse_if_ended()
@@ -122,13 +211,37 @@ class LoadedModel:
         finally:
             self._restarting = None
         self._worker = started.worker
-        if started.fingerprint != self._fingerprint:
+        if self._ended:  # in the moment between the process's word and now
             await self._worker.stop()
+        self._refuse_if_ended()
+        await self._refuse_if_changed(started)
+        return self._worker
+
+    async def _refuse_if_changed(self, started: Started) -> None:
+        if started.fingerprint != self._fingerprint:
+            await started.worker.stop()
             raise UnavailableError(
                 f"The file of the model {self.request.name} has changed since it was loaded: load it again."
             )
-        return self._worker
+
+    def _refuse_if_stopped(self) -> None:
+        """Tell whoever waits for a load that was cancelled why, unless it was that who gave up."""
+        self._refuse_if_ended()
+        waiter = asyncio.current_task()
+        if waiter is None or not waiter.cancelling():
+            raise UnavailableError(
+                f"The model {self.request.name} was cleared from memory while it was being loaded: send this again."
+            )
 
     def _refuse_if_ended(self) -> None:
         if self._ended:
             raise UnavailableError(f"The model {self.request.name} was unloaded.")
+
+
+def _trial_seconds(card: dict[str, Any]) -> float | None:
+    """What the chosen engine took for one patch when it was tried out."""
+    chosen = [card[key] for key in ("engine", "device", "precision")]
+    for verdict in card["engines"]:
+        if [verdict[key] for key in ("engine", "device", "precision")] == chosen and verdict["seconds"] is not None:
+            return round(float(verdict["seconds"]) / int(card["batch"]), 6)
+    return None

@@ -13,12 +13,12 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from segserve import logs
-from segserve.errors import DiskFullError, SegserveError, TooLargeError, is_disk_full
+from segserve.errors import SegserveError, TooLargeError, disk_trouble
 from segserve.state import StateDir
 from segserve.workers.verbs import Cancelled, Request
 from segserve.workers.wire import decode, encode_reply
@@ -69,7 +69,7 @@ class Loop:
                 self._serve(self._waiting.get())
         with ThreadPoolExecutor(at_once, "serve") as pool:
             while True:
-                pool.submit(self._serve, self._waiting.get())
+                pool.submit(self._serve, self._waiting.get()).add_done_callback(_end_on_failure)
 
     def _read(self) -> None:
         for line in iter(self._requests.readline, b""):
@@ -78,6 +78,10 @@ class Loop:
                 self._cancelled.add(message["cancel"])
             elif "tell" in message:
                 self._told.add(message["tell"])
+            elif "ping" in message:
+                # Not here: whoever writes may wait for a server that is gone, and this thread is to notice that.
+                answer = {"id": message["ping"], "reply": {}}
+                threading.Thread(target=self._say, args=(answer,), name="ping", daemon=True).start()
             else:
                 self._waiting.put(message)
         # The server is gone, and what it kept of its requests, patients' images among them, is nobody's now.
@@ -99,6 +103,7 @@ class Loop:
             emit=lambda event: self._say({"id": number, "event": event}),
         )
         logs.request_id.set(message["request_id"])
+        logs.job_id.set(message["job_id"])
         self._say({"id": number, "began": True})
         answer = _answer(getattr(self._verbs, message["verb"]), request)
         self._cancelled.discard(number)
@@ -111,6 +116,13 @@ class Loop:
                 self._replies.flush()
             except BrokenPipeError:
                 threading.Event().wait()  # nobody listens: the reader finds that out too, and ends the process
+
+
+def _end_on_failure(served: Future[None]) -> None:
+    """A request that got no answer would be waited for for ever: whoever waits is told by the end of the process."""
+    if error := served.exception():
+        log.error("a request could not be answered", exc_info=error)
+        os._exit(1)
 
 
 def _answer(verb: Callable[[Request], dict[str, Any]], request: Request) -> dict[str, Any]:
@@ -127,14 +139,14 @@ def _failure(error: Exception) -> SegserveError:
         return error
     if isinstance(error, Cancelled):
         return SegserveError("The request was cancelled.", status=503)
-    if is_disk_full(error):
-        return DiskFullError()
+    if trouble := disk_trouble(error):
+        return trouble
     if isinstance(error, MemoryError):
         log.error("out of memory", exc_info=error)
         return TooLargeError("This needs more memory than the server has free.")
     log.error("unexpected failure", exc_info=error)
     return SegserveError(
-        f"An unexpected failure in a process of the server; its log tells more (request {logs.request_id.get()}).",
+        f"An unexpected failure in a process of the server; its log tells more ({logs.cause()}).",
         status=500,
     )
 
@@ -143,11 +155,12 @@ def main() -> None:
     """Run a worker."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text")
     parser.add_argument("--kind", choices=("volume", "tiles", "inspector", "training"), required=True)
     parser.add_argument("label", help="names the process to whoever lists them")
     parser.add_argument("--state-dir", type=Path, required=True, help="swept when the server dies")
     arguments = parser.parse_args()
-    logs.configure(debug=arguments.debug)
+    logs.configure(debug=arguments.debug, form=arguments.log_format)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     state = StateDir(arguments.state_dir)

@@ -57,7 +57,13 @@ class Supervisor:
             raise UnavailableError(f"The model {request.name} is being loaded by another request.") from None
         try:
             started = await self._starter.start(self._order(request), deadline - clock())
-            model = LoadedModel(request, started, self._restart, max_waiting=self._settings.max_waiting)
+            model = LoadedModel(
+                request,
+                started,
+                self._restart,
+                max_waiting=self._settings.max_waiting,
+                idle_seconds=self._settings.model_idle,
+            )
             replaced = self._models.pop(request.name, None)
             self._models[request.name] = model
             if replaced:

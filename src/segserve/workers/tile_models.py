@@ -55,6 +55,20 @@ class TileModels:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reduced_by_default = settings.tile_precision == "auto" or cuda_is_usable()
 
+    @property
+    def requests(self) -> dict[str, int]:
+        """Requests being answered, by the name of the classifier's folder."""
+        found: dict[str, int] = {}
+        for process in (*self._processes.values(), *self._retired):
+            name = process.file.path.parent.name
+            found[name] = found.get(name, 0) + process.busy
+        return found
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Tiles of requests that are not answered yet, in bytes."""
+        return self._waiting_bytes
+
     async def classify(self, model_path: str, wish: TileWish, call: Call, *, size: int) -> dict[str, Any]:
         """Classify the tiles of one request.
 

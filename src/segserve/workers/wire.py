@@ -1,8 +1,8 @@
 """The messages between the server and a worker: one JSON object a line.
 
-To the worker: `{"id", "verb", "body", "request_id"}`, `{"cancel": id}`, or `{"tell": word}`.
+To the worker: `{"id", "verb", "body", "request_id", "job_id"}`, `{"cancel": id}`, `{"tell": word}`, or `{"ping": id}`.
 From the worker: `{"id", "began"}` when it turns to a request, any number of `{"id", "event"}`, then `{"id", "reply"}`
-or `{"id", "error"}` with an error's wire form.
+or `{"id", "error"}` with an error's wire form. A ping is replied to at once, whatever else is going on.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from segserve.api.progress import Progress
 from segserve.errors import BadInputError, MissingError
 from segserve.models.request import LoadRequest
 from segserve.workers.loaded import LoadedModel
@@ -11,9 +12,14 @@ from segserve.workers.supervisor import Supervisor
 
 
 class Door:
-    """Many models by name, and one of them perhaps current."""
+    """Many models by name, and one of them perhaps current.
+
+    Attributes:
+        progress: of the requests to segment.
+    """
 
     def __init__(self, supervisor: Supervisor) -> None:
+        self.progress = Progress()
         self._supervisor = supervisor
         self._current: str | None = None
 
@@ -92,4 +98,5 @@ def model_view(model: LoadedModel) -> dict[str, Any]:
         "inference_config": request.inference_config,
         "loaded": True,
         **model.card,
+        "seconds_per_patch": model.seconds_per_patch,
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from segserve.api.delivery import FileAnswer, request_folder, unless_hung_up
+from segserve.api.delivery import FileAnswer, Wanted, request_folder, unless_hung_up
 from segserve.api.slicer.door import Door
+from segserve.api.slicer.early import EarlyAnswer
 from segserve.api.uploads import Form, receive_form
 from segserve.errors import BadInputError
+from segserve.logs import request_id
 from segserve.settings import Settings
 from segserve.state import StateDir
 from segserve.workers.loaded import LoadedModel
@@ -21,6 +25,7 @@ from segserve.workers.placement import Call
 
 IMAGE = "image"
 DOWNLOAD = {"Content-Disposition": "attachment; filename=segmentation.nii.gz"}
+COMPUTED_BY = ("engine", "device", "precision")
 
 
 async def infer(request: Request, door: Door, state: StateDir, settings: Settings) -> Response:
@@ -30,11 +35,24 @@ async def infer(request: Request, door: Door, state: StateDir, settings: Setting
         SegserveError: with the status and the sentence of the answer.
     """
     async with AsyncExitStack() as stack:
+        track = stack.enter_context(door.progress.track(request_id.get()))
         folder = await stack.enter_async_context(request_folder(state))
         form = await receive_form(request, folder, file_parts=frozenset({IMAGE}), limit=settings.max_upload)
+        began = asyncio.get_running_loop().time()
         model, call = _call(form, door, folder, settings)
-        outcome = await unless_hung_up(request, model.call(call))
-        return FileAnswer(call.outputs["labels"], {**_headers(outcome), **DOWNLOAD}, stack.pop_all())
+        size = (await asyncio.to_thread(call.inputs[IMAGE].stat)).st_size
+        track.tell("received", size, size)
+        if form.fields.get("force_cpu", "").strip().lower() == "true":
+            model = await unless_hung_up(request, model.on_cpu())
+        wanted = Wanted(request, model.call(call, track.hear))
+        stack.push_async_callback(wanted.aclose)
+        labels = call.outputs["labels"]
+        try:
+            outcome = await wanted.result(began + settings.answer_patience - asyncio.get_running_loop().time())
+        except TimeoutError:
+            headers = {**_headers(model.card, COMPUTED_BY), **DOWNLOAD}
+            return EarlyAnswer(wanted, labels, headers, stack.pop_all(), pulse=settings.answer_pulse)
+        return FileAnswer(labels, {**_outcome_headers(outcome), **DOWNLOAD}, stack.pop_all())
 
 
 def _call(form: Form, door: Door, folder: Path, settings: Settings) -> tuple[LoadedModel, Call]:
@@ -71,8 +89,11 @@ def _number(form: Form, name: str) -> float | None:
     return value
 
 
-def _headers(outcome: dict[str, Any]) -> dict[str, str]:
-    names = ("engine", "device", "precision", "patches", "skipped", "seconds")
-    headers = {f"X-Segserve-{name.capitalize()}": str(outcome[name]) for name in names}
+def _headers(values: dict[str, Any], names: Sequence[str]) -> dict[str, str]:
+    return {f"X-Segserve-{name.capitalize()}": str(values[name]) for name in names}
+
+
+def _outcome_headers(outcome: dict[str, Any]) -> dict[str, str]:
+    headers = _headers(outcome, (*COMPUTED_BY, "patches", "skipped", "seconds"))
     headers["X-Segserve-Warnings"] = "; ".join(outcome["warnings"]).encode("ascii", "replace").decode()
     return headers

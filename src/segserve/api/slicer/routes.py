@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from segserve import __version__, devices
+from segserve.api.context import ID_FORM
 from segserve.api.slicer.door import Door, model_view
 from segserve.api.slicer.infer import infer
 from segserve.api.slicer.load import read_current, read_named
 from segserve.api.slicer.schemas import ERRORS, INFER_BODY, LABEL_MAP, LOAD_BODY
 from segserve.engines.registry import cuda_is_usable
+from segserve.errors import BadInputError
 
 PROTOCOL_NAME = "ITKIT Inference Server"
 PROTOCOL_VERSION = "1.0.0"
@@ -79,6 +83,25 @@ async def unload_current_model(request: Request) -> dict[str, Any]:
 async def segment_volume(request: Request) -> Response:
     """Segment a volume; the label map lies on exactly the grid of the image sent."""
     return await infer(request, _door(request), request.app.state.state_dir, request.app.state.settings)
+
+
+async def _checked_id(request_id: str) -> str:
+    """An id that a request can have; checked before a stream's answer begins."""
+    if not ID_FORM.fullmatch(request_id):
+        raise BadInputError(
+            f"A request's id is 1 to 64 letters, digits, '.', '_' or '-', not {request_id[:60]!r}: "
+            f"send such a one as X-Request-ID with the request, and ask for its progress by it."
+        )
+    return request_id
+
+
+@router.get("/progress/{request_id}", response_class=EventSourceResponse)
+async def watch_progress(
+    request: Request, identity: Annotated[str, Depends(_checked_id)]
+) -> AsyncIterator[ServerSentEvent]:
+    """How far a request to segment is, until it ends; one that has not come yet is waited for."""
+    async for event in _door(request).progress.watch(identity):
+        yield event
 
 
 def _usable_gpus() -> int:

@@ -19,8 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from segserve.errors import SegserveError
-from segserve.logs import request_id
+from segserve.logs import LogFormat, job_id, relayed, request_id
 from segserve.workers.placement.base import Call, Kind, Listener, WorkerDiedError
 from segserve.workers.wire import MAX_LINE, decode, encode
 
@@ -33,19 +35,21 @@ LOG_SECONDS = 1.0
 class LocalPlacement:
     """Starts workers on this machine."""
 
-    def __init__(self, state_dir: Path, *, debug: bool = False) -> None:
+    def __init__(self, state_dir: Path, *, debug: bool = False, log_format: LogFormat = "text") -> None:
         self._state_dir = state_dir
         self._debug = debug
+        self._log_format: LogFormat = log_format
 
     async def start(self, label: str, kind: Kind) -> LocalWorker:
         """Start a child process; see `Placement`."""
-        flags = ["--kind", kind, "--state-dir", str(self._state_dir), *(["--debug"] if self._debug else [])]
+        flags = ["--kind", kind, "--state-dir", str(self._state_dir), "--log-format", self._log_format]
+        flags += ["--debug"] if self._debug else []
         command = [sys.executable, "-m", "segserve.workers.process", *flags, "--", label]
         # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, env=_environment(), **_detached()
         )
-        return LocalWorker(process)
+        return LocalWorker(process, self._log_format)
 
 
 def _environment() -> dict[str, str]:
@@ -62,8 +66,9 @@ def _detached() -> dict[str, Any]:
 class LocalWorker:
     """A child process, the calls it has not answered yet and the end of its log."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, log_format: LogFormat) -> None:
         self._process = process
+        self._log_format: LogFormat = log_format
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._begun: set[int] = set()
@@ -95,6 +100,7 @@ class LocalWorker:
                 "outputs": {name: str(path) for name, path in call.outputs.items()},
                 "scratch": str(call.scratch) if call.scratch else None,
                 "request_id": request_id.get(),
+                "job_id": job_id.get(),
             }
         )
         try:
@@ -106,6 +112,30 @@ class LocalWorker:
             self._pending.pop(number, None)
             self._begun.discard(number)
             self._listeners.pop(number, None)
+
+    @property
+    def pid(self) -> int:
+        """See `ObservableWorker`."""
+        return self._process.pid
+
+    async def ping(self) -> None:
+        """See `ObservableWorker`."""
+        if not self.alive:
+            raise self._death(began=False)
+        number = next(self._ids)
+        reply = self._pending[number] = asyncio.get_running_loop().create_future()
+        self._send({"ping": number})
+        try:
+            await reply
+        finally:
+            self._pending.pop(number, None)
+
+    def memory(self) -> int:
+        """See `ObservableWorker`."""
+        try:
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
 
     def tell(self, word: str) -> None:
         """See `Worker`."""
@@ -182,7 +212,7 @@ class LocalWorker:
                 return
             text = line.decode(errors="replace").rstrip()
             self._last_lines.append(text)
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{relayed(text, self._log_format, self.pid)}\n")
 
     def _death(self, *, began: bool) -> WorkerDiedError:
         return WorkerDiedError(self._cause(), began=began)

@@ -74,6 +74,8 @@ class TrainingVerbs:
             same_batches=body["same_batches"],
             pause_asked=lambda: request.told("pause"),
         )
+        for epoch in order.checkpoint["history"] if order.checkpoint else []:
+            request.emit({"kind": "past epoch", "epoch": epoch})
         teller = _Teller(request.emit, kept)
         reply: dict[str, Any] = {}
         for event in train(order):
@@ -102,11 +104,19 @@ class _Teller:
         elif isinstance(event, EpochDone):
             self._emit({"kind": "epoch", "epoch": event.wire()})
         elif isinstance(event, CheckpointReady):
-            checkpoint.save(self._kept, event.state)
-            self._emit({"kind": "checkpoint"})
+            self._keep(event)
         elif isinstance(event, BatchDone) and time.monotonic() - self._last_batch >= BATCH_EVENT_SECONDS:
             self._last_batch = time.monotonic()
             self._emit({"kind": "batch", **asdict(event)})
+
+    def _keep(self, event: CheckpointReady) -> None:
+        """Write a checkpoint. Without it only time is lost, should the training be interrupted: no reason to end it."""
+        try:
+            checkpoint.save(self._kept, event.state)
+        except OSError as error:
+            log.warning("the checkpoint cannot be written (%s); the training goes on", error.strerror)
+        else:
+            self._emit({"kind": "checkpoint"})
 
 
 class _JobLog(logging.Handler):

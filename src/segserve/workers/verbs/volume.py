@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from segserve.volumes.source import Limits
 from segserve.workers.verbs.base import Cancelled, Request
 
 log = logging.getLogger("segserve.worker")
+
+EVENT_SECONDS = 0.25
 
 
 class VolumeVerbs:
@@ -40,11 +43,6 @@ class VolumeVerbs:
         if self._model is None or request.scratch is None:
             raise RuntimeError("segment needs a loaded model and a scratch folder")
 
-        def progress(done: int, total: int) -> None:
-            if request.cancelled():
-                raise Cancelled
-            log.debug("patch %d of %d", done, total)
-
         job = Job(
             image=request.inputs["image"],
             target=request.outputs["labels"],
@@ -52,8 +50,30 @@ class VolumeVerbs:
             limits=Limits(**request.body["limits"]),
             window_level=request.body["window_level"],
             window_width=request.body["window_width"],
-            progress=progress,
+            progress=_Teller(request),
         )
         outcome = self._model.segment(job)
         log.info("segmented %d patches in %.2f s", outcome.patches, outcome.seconds)
         return asdict(outcome)
+
+
+class _Teller:
+    """Tells whoever listens to a request how far it is, and stops it when nobody waits any more."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._request.cancelled():
+            raise Cancelled
+        log.debug("patch %d of %d", done, total)
+        now = time.monotonic()
+        if done == total or now - self._last >= EVENT_SECONDS:
+            self._last = now
+            self._tell("patches", done, total)
+        if done == total:
+            self._tell("writing", done, total)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        self._request.emit({"stage": stage, "done": done, "total": total})

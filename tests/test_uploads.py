@@ -1,0 +1,140 @@
+"""Uploads that stall, crawl or break off end in time, and leave nothing in the spool."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from tests.serving import Served, start_server, wait_until
+from tests.small_networks import assert_labels, save_volume, threshold_network
+
+STALL = 1.0
+RATE = 2000
+FORM = "multipart/form-data; boundary=B"
+PART = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+TILES = b'--B\r\nContent-Disposition: form-data; name="tiles"; filename="a"\r\n\r\n'
+END = b'\r\n--B\r\nContent-Disposition: form-data; name="model_name"\r\n\r\nabove\r\n--B--\r\n'
+ROUTES = [
+    pytest.param("/api/infer", FORM, PART, "error", id="volume"),
+    pytest.param("/api/infer", "text/plain", b"a", "error", id="no form"),
+    pytest.param("/api/models", "application/json", b'{"name": "', "error", id="load"),
+    pytest.param("/api/v1/inference/pixel/binary", FORM, TILES, "detail", id="tiles"),
+    pytest.param("/api/v1/models/upload", FORM, PART, "detail", id="model"),
+    pytest.param("/api/v1/train", "application/json", b'{"model_type": "', "detail", id="training"),
+]
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that waits a second for a body, and wants 2 kB of it a second."""
+    folder = tmp_path_factory.mktemp("strict")
+    served = start_server(folder / "state", "--upload-stall", str(STALL), "--upload-rate", f"{RATE}B")
+    served.load("above", threshold_network(folder / "above.onnx", 100))
+    yield served
+    served.stop()
+
+
+class Answer(NamedTuple):
+    """An answer as it lies on the wire, after the server has closed the connection."""
+
+    status: int
+    body: dict[str, str]
+
+
+def begin(served: Served, route: str, kind: str, identity: str = "", length: int = 10**7) -> socket.socket:
+    """A connection on which a request's head has been sent."""
+    address = urlsplit(served.url)
+    assert address.hostname is not None
+    connection = socket.create_connection((address.hostname, address.port or 80), timeout=20)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    lines = [f"POST {route} HTTP/1.1", f"Host: {address.netloc}", f"Content-Type: {kind}", f"Content-Length: {length}"]
+    lines += [f"X-Request-ID: {identity}"] if identity else []
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    return connection
+
+
+def read_to_the_end(connection: socket.socket) -> Answer:
+    """The answer; waits until the server closes the connection."""
+    received = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = received.partition(b"\r\n\r\n")
+    return Answer(int(head.split()[1]), json.loads(body))
+
+
+def assert_spool_empties(served: Served) -> None:
+    spool = served.state_dir / "spool"
+    wait_until(lambda: not list(spool.iterdir()), 5, "an upload left something behind")
+
+
+@pytest.mark.parametrize(("route", "kind", "beginning", "key"), ROUTES)
+def test_a_stalled_upload_is_given_up(strict: Served, route: str, kind: str, beginning: bytes, key: str) -> None:
+    with begin(strict, route, kind) as connection:
+        connection.sendall(beginning + bytes(5000))
+        began = time.monotonic()
+        answer = read_to_the_end(connection)
+    assert STALL / 2 < time.monotonic() - began < 10 * STALL
+    assert answer.status == 408
+    assert "upload_stall" in answer.body[key]
+    assert_spool_empties(strict)
+
+
+@pytest.mark.parametrize(("route", "kind", "beginning", "key"), ROUTES)
+def test_an_upload_that_crawls_is_given_up(strict: Served, route: str, kind: str, beginning: bytes, key: str) -> None:
+    with begin(strict, route, kind) as connection:
+        connection.sendall(beginning)
+        connection.settimeout(STALL / 5)
+        answer = None
+        began = time.monotonic()
+        while answer is None and time.monotonic() - began < 10 * STALL:
+            try:
+                answer = read_to_the_end(connection)
+            except TimeoutError:
+                connection.sendall(b"a")
+    assert answer
+    assert answer.status == 408
+    assert "upload_rate" in answer.body[key]
+    assert_spool_empties(strict)
+
+
+def test_an_upload_with_pauses_is_taken(strict: Served, tmp_path: Path) -> None:
+    voxels = save_volume(tmp_path / "image.nii", (20, 20, 20))
+    body = PART + (tmp_path / "image.nii").read_bytes() + END
+    with begin(strict, "/api/infer", FORM, length=len(body)) as connection:
+        for start in range(0, len(body), 4000):
+            connection.sendall(body[start : start + 4000])
+            time.sleep(STALL / 2)
+        connection.settimeout(20)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    assert_labels(strict.infer(tmp_path / "image.nii", model_name="above"), voxels > 100)
+    assert_spool_empties(strict)
+
+
+def test_computing_may_take_longer_than_an_upload_may_pause(strict: Served, tmp_path: Path) -> None:
+    model = threshold_network(tmp_path / "fine.onnx", 100)
+    strict.load("fine", model, inference_config={"patch_size": 4, "patch_stride": 1})
+    voxels = save_volume(tmp_path / "image.nii.gz", (28, 28, 28), dtype=np.uint8)
+    answer = strict.infer(tmp_path / "image.nii.gz", model_name="fine")
+    assert_labels(answer, voxels > 100)
+    assert float(answer.headers["X-Segserve-Seconds"]) > STALL
+
+
+def test_what_ends_an_upload_is_told_in_its_progress(strict: Served) -> None:
+    with begin(strict, "/api/infer", FORM, "stalled") as connection:
+        connection.sendall(PART + bytes(3_000_000))
+        wait_until(strict.spool_files)
+        sentence = read_to_the_end(connection).body["error"]
+    with begin(strict, "/api/infer", FORM, "gone") as connection:
+        connection.sendall(PART + bytes(3_000_000))
+        wait_until(strict.spool_files)
+    assert_spool_empties(strict)
+    stalled, gone = (strict.get(f"/api/progress/{identity}").text for identity in ("stalled", "gone"))
+    assert "event: failed" in stalled
+    assert sentence in stalled
+    assert "event: cancelled" in gone
