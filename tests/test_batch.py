@@ -46,10 +46,13 @@ class Setting:
         self._batcher = Batcher(self.gate, limits)
         self._pool = pool
 
-    def ask(self, value: float, edge: int = 4, abandoned: threading.Event | None = None) -> Future[Values]:
+    def ask(
+        self, value: float, edge: int = 4, abandoned: threading.Event | None = None, most: int = 99
+    ) -> Future[Values]:
         waiting = len(self._batcher._queue)
         given = np.full((2, edge, edge), value, np.float32)
-        asked = self._pool.submit(self._batcher.run, given, (abandoned or threading.Event()).is_set)
+        gone = (abandoned or threading.Event()).is_set
+        asked = self._pool.submit(self._batcher.run, given, gone, most=most)
         wait_until(lambda: len(self._batcher._queue) > waiting, 10)
         return asked
 
@@ -98,6 +101,14 @@ def test_batches_are_bounded_in_tiles_and_pixels(pool: ThreadPoolExecutor, limit
     through(setting, 1 + len(sizes))
     assert all(future.result(10).shape == (2, 4, 4) for future in asked)
     assert [shape[0] for shape in setting.gate.seen[1:]] == sizes
+
+
+def test_a_request_may_ask_for_less_company(pool: ThreadPoolExecutor) -> None:
+    setting = Setting(Limits(16, 10**6), pool)
+    asked = [setting.first(), setting.ask(1, most=2), setting.ask(2), setting.ask(3)]
+    through(setting, 3)
+    assert all(future.result(10).shape == (2, 4, 4) for future in asked)
+    assert [shape[0] for shape in setting.gate.seen] == [1, 2, 1]
 
 
 def test_a_fixed_batch_is_filled_up(pool: ThreadPoolExecutor) -> None:

@@ -98,10 +98,11 @@ def test_a_model_loads_once_and_stays(own_server: Served, shifted: Callable[...,
     assert processes(own_server) == held
 
 
-def test_many_threads_on_a_cold_model(own_server: Served, shifted: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("count", [64, pytest.param(16 * 50, marks=pytest.mark.slow)])
+def test_many_threads_on_a_cold_model(own_server: Served, shifted: Callable[..., Path], count: int) -> None:
     model = shifted("cold", 5)
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: ask(own_server, model), range(64)))
+        answers = list(pool.map(lambda _: ask(own_server, model), range(count)))
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.content for answer in answers} == {answers[0].content}
     assert len(processes(own_server)) == 1

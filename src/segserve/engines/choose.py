@@ -19,6 +19,7 @@ from segserve.engines.candidates import Candidate, Wish, candidates, start
 log = logging.getLogger(__name__)
 
 TIMING_SECONDS = 60.0
+MOST_REPEATS, REPEAT_SECONDS = 5, 1.0
 
 Batch = NDArray[np.float32]
 Check = Callable[[Batch], str]
@@ -174,13 +175,18 @@ class _Contest:
 
 
 def _repeat(engine: Engine, batch: Batch, bits: list[bytes]) -> tuple[float, bool]:
-    """Run a batch once more, its patches in other places; the time, and whether every patch gave the same bits."""
+    """Run a batch again, its patches in other places; the time, and whether every patch gave the same bits.
+
+    A fast one is run several times, and its best time counts: other programs only ever add to it.
+    """
     turned = np.roll(batch, 1, axis=0)
-    began = time.monotonic()
-    logits = engine(turned)
-    seconds = time.monotonic() - began
+    times: list[float] = []
+    while not times or (len(times) < MOST_REPEATS and sum(times) < REPEAT_SECONDS):
+        began = time.monotonic()
+        logits = engine(turned)
+        times.append(time.monotonic() - began)
     again = _bits(logits)
-    return seconds, [*again[1:], again[0]] == bits
+    return min(times), [*again[1:], again[0]] == bits
 
 
 def _bits(logits: Batch) -> list[bytes]:

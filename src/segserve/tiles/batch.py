@@ -32,6 +32,7 @@ class Limits:
 @dataclass(eq=False)
 class _Waiting:
     values: Values
+    most: int
     abandoned: Callable[[], bool]
     answer: Future[Values] = field(default_factory=Future)
 
@@ -46,11 +47,12 @@ class Batcher:
         self._changed = threading.Condition()
         threading.Thread(target=self._work, name="engine", daemon=True).start()
 
-    def run(self, values: Values, abandoned: Callable[[], bool]) -> Values:
+    def run(self, values: Values, abandoned: Callable[[], bool], *, most: int = 2**31) -> Values:
         """Run one tile; blocks until its batch is done.
 
         Args:
             values: float32 (C, H, W).
+            most: tiles that may share a batch which begins with this one.
             abandoned: whether nobody waits for the answer any more; asked before the tile is computed.
 
         Returns:
@@ -60,7 +62,7 @@ class Batcher:
             EngineError: the network failed on its batch.
             CancelledError: it was abandoned.
         """
-        waiting = _Waiting(values, abandoned)
+        waiting = _Waiting(values, most, abandoned)
         with self._changed:
             self._queue.append(waiting)
             self._changed.notify()
@@ -85,18 +87,18 @@ class Batcher:
             self._changed.wait_for(lambda: self._queue)
             waiting = [one for one in self._queue if not self._drop(one)]
             chosen = [one for one in waiting if one.values.shape == waiting[0].values.shape]
-            chosen = chosen[: self._most(waiting[0].values)] if waiting else []
+            chosen = chosen[: self._most(waiting[0])] if waiting else []
             self._queue = deque(one for one in waiting if one not in chosen)
             return chosen
 
     def _drop(self, waiting: _Waiting) -> bool:
         return waiting.abandoned() and waiting.answer.cancel()
 
-    def _most(self, values: Values) -> int:
+    def _most(self, first: _Waiting) -> int:
         if self._limits.fixed:
             return self._limits.fixed
-        height, width = int(values.shape[1]), int(values.shape[2])
-        return max(1, min(self._limits.tiles, self._limits.pixels // (height * width)))
+        height, width = int(first.values.shape[1]), int(first.values.shape[2])
+        return max(1, min(self._limits.tiles, first.most, self._limits.pixels // (height * width)))
 
     def _stacked(self, batch: list[_Waiting]) -> Values:
         """The batch (N, C, H, W); a network of fixed batch gets the last tile again where there are not enough."""

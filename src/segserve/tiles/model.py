@@ -88,6 +88,7 @@ class TileModel:
         *,
         blocked: bool = False,
         abandoned: Callable[[], bool] = lambda: False,
+        most: int = MOST_TILES,
     ) -> NDArray[np.float32]:
         """Classify one tile.
 
@@ -97,6 +98,7 @@ class TileModel:
             name: of the tile, for errors.
             blocked: whether detail and context lie one after the other in it.
             abandoned: whether nobody waits for it any more.
+            most: tiles that may share a batch with it.
 
         Returns:
             float32 (K, H, W), probabilities that sum to 1.
@@ -107,18 +109,18 @@ class TileModel:
         needs = self._needs
         prepared = prepare(image, recipe, needs, name, blocked=blocked)
         try:
-            logits = self._run(prepared, abandoned)
+            logits = self._run(prepared, abandoned, most)
         except EngineError:
             padded = replace(needs, divisor=USUAL_DIVISOR, least=USUAL_DIVISOR)
             if needs.divisor != 1 or needs.fixed:
                 raise
             prepared = prepare(image, recipe, padded, name, blocked=blocked)
-            logits = self._run(prepared, abandoned)
+            logits = self._run(prepared, abandoned, most)
             self._needs = padded
         return probabilities(logits, prepared, name)
 
-    def _run(self, prepared: Prepared, abandoned: Callable[[], bool]) -> NDArray[np.float32]:
-        logits = self._batcher.run(prepared.values, abandoned)
+    def _run(self, prepared: Prepared, abandoned: Callable[[], bool], most: int) -> NDArray[np.float32]:
+        logits = self._batcher.run(prepared.values, abandoned, most=most)
         try:
             check_output((1, *prepared.values.shape), (1, *logits.shape))
         except BadInputError as error:

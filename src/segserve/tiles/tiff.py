@@ -165,7 +165,8 @@ def _header(stack: Stack) -> Header:
 def _check_extent(page: TiffPage, size: int, name: str) -> None:
     """Refuse a page whose values are not all in the file: they would read as 0."""
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    if not segments or any(count < 1 or offset + count > size for offset, count in segments):
+    missing = not segments or len(segments) < math.prod(page.chunked)
+    if missing or any(count < 1 or offset + count > size for offset, count in segments):
         raise damaged(name, "it is a TIFF that is cut short")
     if page.compression == COMPRESSION.NONE and sum(page.databytecounts) * 8 < page.size * _bits(page):
         raise damaged(name, "it is a TIFF that is cut short")

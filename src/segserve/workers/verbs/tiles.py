@@ -26,6 +26,7 @@ from segserve.workers.verbs.base import Cancelled, Request
 log = logging.getLogger("segserve.worker")
 
 TILES_AT_ONCE = 24
+USUAL_BATCH = 16
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 
 
@@ -103,13 +104,20 @@ class _Job:
         self._request = request
         self._recipe = Recipe.of(_with_defaults(request.body, model.metadata), model.metadata)
         self._inline = request.outputs.get("inline")
+        asked = request.body.get("options", {}).get("gpu_batch_size")
+        self._most = asked if isinstance(asked, int) and asked > 0 else USUAL_BATCH
 
     def run(self, index: int, tile: _Tile) -> _Done:
         """Classify one tile, and write its map if there is a file for it alone."""
         if self._abandoned():
             raise CancelledError
         found = self._model.classify(
-            tile.read(), self._recipe, tile.name, blocked="blob" in self._request.body, abandoned=self._abandoned
+            tile.read(),
+            self._recipe,
+            tile.name,
+            blocked="blob" in self._request.body,
+            abandoned=self._abandoned,
+            most=self._most,
         )
         if self.want == "means":
             return _Done(list(found.shape), means(found), None)
