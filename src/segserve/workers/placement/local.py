@@ -75,6 +75,7 @@ class LocalWorker:
         self._listeners: dict[int, Listener] = {}
         self._last_lines: deque[str] = deque(maxlen=20)
         self._dead = False
+        self._stopped = False
         self._tasks = [asyncio.create_task(self._read_replies()), asyncio.create_task(self._read_log())]
 
     @property
@@ -143,7 +144,7 @@ class LocalWorker:
 
     async def stop(self) -> None:
         """See `Worker`. A worker holds nothing worth saving, so it is killed."""
-        self._dead = True
+        self._dead = self._stopped = True
         self._kill()
         await self._process.wait()
         # Not for ever: a process that a library forked off may keep the pipes open.
@@ -219,6 +220,8 @@ class LocalWorker:
 
     def _cause(self) -> str:
         code = self._process.returncode
+        if self._stopped:
+            return "its process was ended by the server"
         if code == -getattr(signal, "SIGKILL", 9):
             return "its process was killed, most likely because the machine ran out of memory"
         if code is not None and code < 0:

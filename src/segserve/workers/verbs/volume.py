@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segserve.models.formats.onnx import model_files
 from segserve.models.request import LoadRequest
 from segserve.volumes.model import Job, VolumeModel
 from segserve.volumes.source import Limits
@@ -31,12 +32,12 @@ class VolumeVerbs:
         self._model: VolumeModel | None = None
 
     def load(self, request: Request) -> dict[str, Any]:
-        """Load a model and run it once; replies what is in force, and which state of the file that is."""
+        """Load a model and run it once; replies what is in force, and which state of its files that is."""
         asked = LoadRequest.model_validate(request.body["request"])
-        state = Path(asked.model_path).stat()
+        fingerprint = _fingerprint(Path(asked.model_path))
         self._model = VolumeModel.load(asked, default_patch=request.body["default_patch"], choices=self._choices)
         log.info("loaded %s", asked.name)
-        return {"card": self._model.describe(), "fingerprint": f"{state.st_size}-{state.st_mtime_ns}"}
+        return {"card": self._model.describe(), "fingerprint": fingerprint}
 
     def segment(self, request: Request) -> dict[str, Any]:
         """Segment the file `image` into the file `labels`; replies how it went."""
@@ -77,3 +78,9 @@ class _Teller:
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         self._request.emit({"stage": stage, "done": done, "total": total})
+
+
+def _fingerprint(path: Path) -> str:
+    """Size and time of the model's file and of those that hold its weights; what is missing, loading will tell."""
+    states = [file.stat() for file in model_files(path) if file.is_file()]
+    return " ".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
