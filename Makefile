@@ -11,7 +11,7 @@ UV_VERSION := 0.13.9
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-all lint format bench lock clean
+.PHONY: help install demo serve test test-all soak lint format bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -39,6 +39,10 @@ test: install  ## the tests, in a few minutes
 
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ""
+	SOAK_MINUTES=5 $(BIN)/python -m benchmarks.soak
+
+soak: install  ## an hour of everything at once (SOAK_MINUTES), to see that nothing grows
+	$(BIN)/python -m benchmarks.soak
 
 lint: install  ## ruff, mypy --strict, the floors of the house
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """By how long they take: some patches, or thousands."""
     folder = tmp_path_factory.mktemp("volumes")
-    save_volume(folder / "brief.nii.gz", (EDGE + 6, EDGE, EDGE), values=2)
+    save_volume(folder / "brief.nii.gz", (EDGE + 4, EDGE, EDGE), values=2)
     save_volume(folder / "endless.nii.gz", (EDGE + 14, EDGE + 14, EDGE + 14), values=2)
     return {path.name.partition(".")[0]: path for path in folder.iterdir()}
 

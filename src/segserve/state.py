@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from segserve.errors import SegserveError
+from segserve.errors import ReadOnlyError, SegserveError, disk_trouble
 
 # A dead server's models hold the lock for a moment while they sweep up after it.
 LOCK_SECONDS = 2.0
@@ -103,9 +103,18 @@ class StateDir:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder for one request's files, gone when the request ends."""
-        self.spool.mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=self.spool))
+        """A folder for one request's files, gone when the request ends.
+
+        Raises:
+            DiskFullError, ReadOnlyError: it cannot be made.
+        """
+        try:
+            self.spool.mkdir(exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=self.spool))
+        except PermissionError:
+            raise ReadOnlyError from None
+        except OSError as error:
+            raise disk_trouble(error) or error from None
         try:
             yield folder
         finally:

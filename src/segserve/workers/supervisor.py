@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from segserve.errors import MissingError, UnavailableError
+from segserve.logs import one_line
 from segserve.models.request import LoadRequest
 from segserve.settings import Settings
 from segserve.workers.loaded import LoadedModel
@@ -14,6 +15,8 @@ from segserve.workers.placement import Placement
 from segserve.workers.starter import LoadOrder, Started, Starter
 
 log = logging.getLogger(__name__)
+
+LONGEST_SHOWN = 255
 
 
 class Supervisor:
@@ -39,7 +42,7 @@ class Supervisor:
         try:
             return self._models[name]
         except KeyError:
-            raise MissingError(f"Model not loaded: {name}") from None
+            raise MissingError(f"Model not loaded: {one_line(name[:LONGEST_SHOWN])}") from None
 
     async def load(self, request: LoadRequest) -> LoadedModel:
         """Load a model, then end the one of the same name, if any. A failure leaves everything as it was.

@@ -17,6 +17,7 @@ from segserve.api.qupath.tile_request import (
     BlobTiles,
     Destination,
     JsonTiles,
+    Listed,
     LooseInputConfig,
     Options,
     Text,
@@ -29,7 +30,7 @@ from segserve.workers.tile_models import TileWish
 METADATA, TILES = "metadata", "tiles"
 METADATA_LIMIT = 16 * 2**20
 ITEM_BYTES = {"uint8": 1, "float32": 4}
-PATHS = TypeAdapter(list[Text])
+PATHS: TypeAdapter[list[str]] = TypeAdapter(Listed[Text])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from pydantic_core import PydanticCustomError
@@ -12,6 +12,9 @@ from segserve.engines.registry import AUTO
 from segserve.errors import BadInputError
 from segserve.workers.tile_models import TileWish
 
+Item = TypeVar("Item")
+# A body may be as large as an upload: the problems of a million wrong items would fill the server's memory.
+Listed = Annotated[list[Item], Field(fail_fast=True)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 NOWHERE = (
     'output_dir is missing: name a folder on the server for the maps, or send "output": "inline" '
@@ -42,14 +45,14 @@ class Normalization(_PassedOn):
     min: FiniteFloat | None = None
     max: FiniteFloat | None = None
     precomputed: bool | None = None
-    channel_stats: list[dict[str, Any]] | None = None
+    channel_stats: Listed[dict[str, Any]] | None = None
 
 
 class LooseInputConfig(_PassedOn):
     """The images, where the server looks at nothing but the types."""
 
     num_channels: int | None = None
-    selected_channels: list[int] | None = None
+    selected_channels: Listed[int] | None = None
     normalization: Normalization | None = None
 
 
@@ -105,14 +108,14 @@ class JsonTiles(TileRequest):
     """The body of `POST /inference`."""
 
     input_config: InputConfig
-    tiles: list[Tile]
+    tiles: Listed[Tile]
 
 
 class BlobTiles(TileRequest):
     """The `metadata` part of `POST /inference/binary`; sizes are in pixels."""
 
     input_config: LooseInputConfig
-    tile_ids: list[str]
+    tile_ids: Listed[str]
     tile_height: Annotated[int, Field(ge=0)]
     tile_width: Annotated[int, Field(ge=0)]
     num_channels: Annotated[int, Field(ge=0)]
