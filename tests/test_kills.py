@@ -19,8 +19,7 @@ from tests.serving import wait_until
 from tests.test_qupath_training import MODEL_FILES
 
 SMALL: Json = {
-    "model_type": "linknet",
-    "backbone": "timm-mobilenetv3_small_minimal_100",
+    "backbone": "mobilenet_v2",
     "augmentation": True,
     "early_stopping": False,
 }

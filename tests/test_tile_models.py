@@ -18,6 +18,7 @@ import psutil
 import pytest
 import requests
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests import tile_networks
 from tests.serving import Served, start_server, wait_until
@@ -146,6 +147,7 @@ def test_a_replaced_model_is_used_from_the_next_request_on_and_no_request_fails(
     assert set(seen) == {round(likelihood(shift), 4) for shift in (2, 6, 9)}
     assert first_pixel(ask(own_server, model))[0] == pytest.approx(likelihood(9), abs=1e-5)
     wait_until(lambda: len(processes(own_server)) == 1, 20, "the old processes never ended")
+    assert "died" not in own_server.log.read_text()
 
 
 def test_a_removed_model_is_gone(own_server: Served, shifted: Callable[..., Path]) -> None:
@@ -232,3 +234,22 @@ def test_a_broken_model_is_refused_every_time_and_leaves_nothing(own_server: Ser
         assert answer.status_code == 400
         assert "ONNX" in answer.json()["detail"]
     wait_until(lambda: not processes(own_server), 10)
+
+
+def test_a_tile_that_is_too_large_is_refused_before_it_is_decoded(
+    tmp_path_factory: pytest.TempPathFactory, shifted: Callable[..., Path], tmp_path: Path
+) -> None:
+    server = start_server(tmp_path_factory.mktemp("pixels") / "state", "--max-tile-pixels", "2000")
+    try:
+        model = shifted("pixels", 2)
+        assert ask(server, model).status_code == 200
+        refused = ask(server, model, [np.zeros((50, 41, 3), np.uint8)])
+        Image.fromarray(np.zeros((50, 41, 3), np.uint8)).save(tmp_path / "large.png")
+        body = {"model_path": str(model), "input_config": {"num_channels": 3, "normalization": {}}}
+        tiles = [{"id": "0", "data": str(tmp_path / "large.png")}]
+        also = server.post("/api/v1/inference", json={**body, "tiles": tiles})
+        for answer in (refused, also):
+            assert answer.status_code == 413
+            assert all(word in answer.json()["detail"] for word in ("50 x 41", "2000", "max_tile_pixels"))
+    finally:
+        server.stop()

@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     max_tile_models: int = Field(
         4, ge=1, description="Pixel classifiers held ready at a time, each in a process; the least recently used goes."
     )
+    max_tile_pixels: int = Field(4096 * 4096, gt=0, description="Most pixels in one tile that is to be classified.")
     tile_idle: float = Field(900.0, gt=0, description="Seconds after which a pixel classifier that nobody asks ends.")
     max_tile_waiting: ByteSize = Field(
         ByteSize(2**30), gt=0, description="Tiles that may wait to be classified, in bytes; more are answered 503."

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segserve.errors import BadInputError
+from segserve.errors import BadInputError, TooLargeError
 
 MAX_PIXELS = 2**28
 MAX_VALUES_PER_PIXEL = 4  # over max_pixels: a picture of many channels must be smaller
@@ -29,6 +29,19 @@ class Header:
     width: int
     channels: int
     dtype: np.dtype[Any]
+
+
+def check_tile(height: int, width: int, name: str, max_pixels: int) -> None:
+    """Refuse a tile that a network would need too much memory for, before it is decoded.
+
+    Raises:
+        TooLargeError: with the size, the limit and the setting.
+    """
+    if height * width > max_pixels:
+        raise TooLargeError(
+            f"Tile {name} has {height} x {width} pixels; this server classifies at most {max_pixels} at a time "
+            f"(max_tile_pixels): choose a smaller tile size."
+        )
 
 
 def check_size(header: Header, name: str, max_pixels: int) -> Header:

@@ -172,6 +172,7 @@ class TileModels:
             return held
         if self._processes.get(key) is held:
             self._processes[key] = successor
+            held.successor = None  # it no longer ends with the one before
             self._retire(key, held)
         return successor
 

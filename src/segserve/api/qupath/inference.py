@@ -95,8 +95,10 @@ async def _answer(request: Request, read: Read) -> Response:
 async def _ask(
     request: Request, question: Question, want: str, outputs: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
-    call = Call("classify", {**question.body, "want": want}, question.inputs, outputs, folder)
-    models = hall(request).tiles
+    place = hall(request)
+    body = {**question.body, "want": want, "max_pixels": place.settings.max_tile_pixels}
+    call = Call("classify", body, question.inputs, outputs, folder)
+    models = place.tiles
     return await unless_hung_up(request, models.classify(question.model_path, question.wish, call, size=question.size))
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.engines.candidates import Wish
-from segserve.tiles.io import read_image
+from segserve.tiles.header import check_tile
+from segserve.tiles.io import read_header, read_image
 from segserve.tiles.maps import classes, means, write_map
 from segserve.tiles.model import TileModel
 from segserve.tiles.recipe import Recipe
@@ -151,15 +152,24 @@ def _with_defaults(body: dict[str, Any], metadata: Mapping[str, Any]) -> dict[st
 
 
 def _tiles(request: Request) -> Iterator[_Tile]:
-    blob = request.body.get("blob")
+    blob, most = request.body.get("blob"), request.body["max_pixels"]
     if blob is None:
         for tile in request.body["tiles"]:
-            yield _Tile(tile["id"], partial(read_image, request.inputs[tile["file"]], name=f"tile {tile['id']}"))
+            yield _Tile(tile["id"], partial(_read, request.inputs[tile["file"]], tile["id"], most))
         return
     dtype = DTYPES[blob["dtype"]]
     shape = (blob["height"], blob["width"], blob["channels"])
+    for name in blob["ids"][:1]:
+        check_tile(blob["height"], blob["width"], name, most)
     for index, name in enumerate(blob["ids"]):
         yield _Tile(name, partial(_cut, request.inputs["blob"], dtype, shape, index))
+
+
+def _read(path: Path, name: str, most: int) -> NDArray[Any]:
+    """A tile's image, unless it is too large."""
+    header = read_header(path, name=f"tile {name}")
+    check_tile(header.height, header.width, name, most)
+    return read_image(path, name=f"tile {name}")
 
 
 def _cut(path: Path, dtype: np.dtype[Any], shape: tuple[int, int, int], index: int) -> NDArray[Any]:
