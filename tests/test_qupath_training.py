@@ -342,6 +342,7 @@ def claim_ids(models: Path, model_type: str, seconds: int) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_the_worst_legal_export_trains_and_its_id_collides_with_none(
     door: Served, client: ClassifierClient, tmp_path: Path
 ) -> None:
