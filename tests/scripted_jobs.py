@@ -10,6 +10,7 @@ from typing import Any
 
 from segserve.errors import BadInputError
 from segserve.jobs.book import Book
+from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import Job
 from segserve.jobs.runner import Runner
 from segserve.jobs.store import SqlJobStore
@@ -100,6 +101,14 @@ async def saves_and_dies(process: Process) -> dict[str, Any]:
     raise WorkerDiedError("its process was killed", began=True)
 
 
+async def saves_and_hangs(process: Process) -> dict[str, Any]:
+    process.say("stage", stage="training")
+    process.finish_epoch(1)
+    process.save()
+    await asyncio.Event().wait()
+    return FINISHED
+
+
 async def waits_for_pause(process: Process) -> dict[str, Any]:
     process.say("stage", stage="training")
     await process.told.wait()
@@ -162,3 +171,12 @@ def kept(root: Path) -> dict[str, Job]:
         return {job.id: job for job in store.load()}
     finally:
         store.close()
+
+
+def recorded(root: Path, job: Job) -> JobFolder:
+    """A job in a state directory, as another server left it."""
+    (root / "state" / "jobs").mkdir(parents=True, exist_ok=True)
+    store = SqlJobStore(root / "state" / "jobs.sqlite")
+    store.save(job)
+    store.close()
+    return JobFolder(root / "state" / "jobs", job.id)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import shutil
-import sqlite3
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
-import psutil
 import pytest
+import torch
 
-from segserve.errors import DiskFullError
-from segserve.jobs import upkeep
-from segserve.jobs.folder import JobFolder
-from segserve.jobs.journal import journal_mode
 from segserve.jobs.record import Job, State
 from segserve.jobs.store import SqlJobStore
+from segserve.training.progress import KEPT
+from segserve.training.train import Order, train
 from segserve.workers.placement import WorkerDiedError
 from tests.scripted_jobs import (
     FINISHED,
     Process,
     Script,
-    completes,
     hangs,
     kept,
+    recorded,
     running,
+    saves_and_hangs,
     spec,
     until,
 )
@@ -45,16 +42,12 @@ async def talks_and_dies(process: Process) -> dict[str, Any]:
     raise WorkerDiedError("its process crashed (SIGSEGV)", began=True)
 
 
-async def saves_and_hangs(process: Process) -> dict[str, Any]:
-    process.say("stage", stage="training")
-    process.finish_epoch(1)
-    process.save()
+async def resumes_at_three(process: Process) -> dict[str, Any]:
+    for number in (1, 2, 3):
+        process.say("past epoch", epoch={"epoch": number, "val_loss": float(number)})
+    process.finish_epoch(4)
     await asyncio.Event().wait()
     return FINISHED
-
-
-async def finds_no_room(process: Process) -> dict[str, Any]:
-    raise DiskFullError
 
 
 def killed_after(root: Path, script: Script, *, submit: bool = False) -> tuple[Path, Job]:
@@ -77,15 +70,6 @@ def killed_after(root: Path, script: Script, *, submit: bool = False) -> tuple[P
 
     job = asyncio.run(story())
     return left, job
-
-
-def recorded(root: Path, job: Job) -> JobFolder:
-    """A job in a state directory, as another server left it."""
-    (root / "state" / "jobs").mkdir(parents=True, exist_ok=True)
-    store = SqlJobStore(root / "state" / "jobs.sqlite")
-    store.save(job)
-    store.close()
-    return JobFolder(root / "state" / "jobs", job.id)
 
 
 def test_a_training_that_died_twice_tells_the_end_of_its_log(tmp_path: Path) -> None:
@@ -115,6 +99,16 @@ def test_a_training_that_takes_its_server_along_each_time_is_not_tried_for_ever(
     assert not job.resumable
     _, again = killed_after(root, hangs)
     assert again == job
+
+
+def test_a_server_that_cannot_even_start_its_trainings_blames_none(tmp_path: Path) -> None:
+    recorded(tmp_path, Job(id="aaaaaaaa", spec=spec(), state="training", stage="starting", outages=2))
+
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (_, book, _processes):
+            assert (book.get("aaaaaaaa").state, book.get("aaaaaaaa").outages) == ("training", 2)
+
+    asyncio.run(story())
 
 
 def test_a_checkpoint_between_forgives_the_deaths_of_the_server(tmp_path: Path) -> None:
@@ -205,137 +199,40 @@ def test_what_was_cleared_from_memory_is_on_disk_when_it_is_answered(
     asyncio.run(story())
 
 
-def test_a_training_that_found_no_room_can_be_resumed_without_a_checkpoint(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with running(tmp_path, finds_no_room, completes) as (runner, _, _processes):
-            job = await runner.submit(spec(), [])
-            await until(lambda: job.state == "failed")
-            assert "disk is full" in job.error
-            assert "Resume" in job.error
-            await runner.resume(job.id, spec())
-            await until(lambda: job.state == "completed")
-
-    asyncio.run(story())
-
-
-@pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "full"), (errno.EROFS, "read-only"), (errno.EACCES, "Permission denied")]
-)
-@pytest.mark.parametrize("place", ["folder", "model"])
-def test_a_disk_that_cannot_be_written_is_told_and_survived(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, words: str
-) -> None:
-    """Where the training's folder is made, and where its finished model is stored."""
-    error = OSError(number, "Permission denied")
-
-    def refuse(*_: object) -> NoReturn:
-        raise error
-
-    async def story() -> None:
-        async with running(tmp_path, completes) as (runner, _, processes):
-            with monkeypatch.context() as patch:
-                if place == "folder":
-                    patch.setattr(JobFolder, "prepare", refuse)
-                else:
-                    patch.setattr("segserve.models.classifiers.ClassifierStore.publish", refuse)
-                job = await runner.submit(spec(), [])
-                await until(lambda: job.state == "failed")
-            assert words in job.error
-            assert len(processes.started) == (place == "model")
-            await runner.resume(job.id, spec())
-            await until(lambda: job.state == "completed")
-
-    asyncio.run(story())
+def test_a_resumed_training_computes_with_as_many_threads_as_before(tmp_path: Path) -> None:
+    """Sums depend on how many threads share them: on a machine with other cores the weights would differ."""
+    order = Order(
+        spec=spec(),
+        model_folder=tmp_path,
+        scratch=tmp_path,
+        device="cpu",
+        weights_dir=None,
+        data_memory=0,
+        checkpoint={**dict.fromkeys(KEPT), "threads": 3},
+        same_batches=True,
+        pause_asked=lambda: False,
+    )
+    before, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        next(iter(train(order)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+        torch.use_deterministic_algorithms(strict)
 
 
-def test_a_clock_that_is_set_back_does_not_change_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1_800_000_000.0
-    monkeypatch.setattr("time.time", lambda: now)
+def test_the_history_has_the_epochs_that_a_killed_server_never_heard_of(tmp_path: Path) -> None:
+    recorded(tmp_path, Job(id="aaaaaaaa", spec=spec(), state="training", has_checkpoint=True))
 
     async def story() -> None:
-        nonlocal now
-        async with running(tmp_path, saves_and_hangs, completes) as (runner, _, processes):
-            jobs = [await runner.submit(spec(), []) for _ in range(3)]
-            now -= 1e9
-            jobs.append(await runner.submit(spec(), []))
-            await runner.pause(jobs[1].id)
-            await runner.resume(jobs[1].id, spec())
-            await until(lambda: jobs[0].has_checkpoint)
-            await runner.cancel(jobs[0].id)
-            await until(lambda: all(job.state == "completed" for job in jobs[1:]))
-            order = [identity for identity, _ in processes.started]
-            assert order == [jobs[number].id for number in (0, 2, 3, 1)]
+        async with running(tmp_path, resumes_at_three) as (runner, book, _processes):
+            await until(lambda: book.get("aaaaaaaa").epoch == 4)
+            history = await book.in_thread(runner.folder("aaaaaaaa").history)
+            assert [(entry["epoch"], entry["val_loss"]) for entry in history] == [
+                (1, 1.0),
+                (2, 2.0),
+                (3, 3.0),
+                (4, 1.0),
+            ]
 
     asyncio.run(story())
-
-
-def test_a_clock_that_is_set_right_takes_no_checkpoint_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A week is counted while the server runs: a machine that woke up in 1970 learns the date and forgets nothing."""
-    monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.02)
-    ended = Job(id="aaaaaaaa", spec=spec(), state="failed", ended=0.0, has_checkpoint=True)
-    folder = recorded(tmp_path, ended)
-    folder.root.mkdir()
-    folder.checkpoint.write_text("weights")
-
-    async def story(runs: float) -> bool:
-        async with running(tmp_path, hangs) as (_, book, _processes):
-            job = book.get("aaaaaaaa")
-            await until(lambda: job.kept >= runs or not job.has_checkpoint)
-            return job.resumable
-
-    assert asyncio.run(story(0.1))
-    assert folder.checkpoint.exists()
-    monkeypatch.setattr(upkeep, "KEEP_SECONDS", 0.2)
-    assert not asyncio.run(story(9.9))
-    assert not folder.checkpoint.exists()
-
-
-class Mount(NamedTuple):
-    mountpoint: str
-    fstype: str
-    opts: str = "rw"
-
-
-@pytest.mark.parametrize(
-    ("kind", "journal"),
-    [
-        *((kind, "DELETE") for kind in ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "ceph", "smbfs", "NFS")),
-        *((kind, "WAL") for kind in ("ext4", "xfs", "tmpfs", "NTFS", "apfs", "fuseblk", "fuse.mergerfs", "overlay")),
-    ],
-)
-def test_the_journal_by_the_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, journal: str
-) -> None:
-    """The nearest mount decides, and of two on one place the later; the database says itself what it uses."""
-    other = "ext4" if journal == "DELETE" else "nfs"
-    mounts = [
-        Mount(str(tmp_path), other),
-        Mount(str(tmp_path), kind),
-        Mount(tmp_path.anchor, other),
-        Mount(str(tmp_path) + "-beside", other),
-    ]
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounts)
-    records = tmp_path / "jobs.sqlite"
-    SqlJobStore(records).close()
-    connection = sqlite3.connect(records)
-    assert connection.execute("PRAGMA journal_mode").fetchone() == (("wal",) if journal == "WAL" else ("delete",))
-    connection.close()
-
-
-def test_the_journal_of_a_share_that_windows_has_given_a_letter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [Mount(str(tmp_path), "NTFS", "rw,remote")])
-    assert journal_mode(tmp_path / "jobs.sqlite") == "DELETE"
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [])
-    assert journal_mode(tmp_path / "jobs.sqlite") == "WAL"
-
-
-def test_records_of_another_journal_are_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state directory was moved to a network drive."""
-    recorded(tmp_path, Job(id="aaaaaaaa", spec=spec(), state="paused"))
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: [Mount(str(tmp_path), "nfs4")])
-    store = SqlJobStore(tmp_path / "state" / "jobs.sqlite")
-    store.save(Job(id="bbbbbbbb", spec=spec()))
-    store.close()
-    assert set(kept(tmp_path)) == {"aaaaaaaa", "bbbbbbbb"}

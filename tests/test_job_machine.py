@@ -215,8 +215,12 @@ def phoenix(tmp_path: Path) -> Iterator[Phoenix]:
 
 
 def drive(phoenix: Phoenix, examples: int, steps: int, *, same: bool) -> None:
+    class Machine(JobMachine):
+        def __init__(self) -> None:
+            super().__init__(phoenix)
+
     run_state_machine_as_test(
-        lambda: JobMachine(phoenix),
+        Machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,

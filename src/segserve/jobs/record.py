@@ -130,9 +130,10 @@ class Job(BaseModel):
     def count_outage(self, log_end: str) -> None:
         """The server died while this trained: it waits again, unless that keeps happening without it getting further.
 
-        Who took whom along cannot be told; but a training that ends its server each time would do so for ever.
+        Who took whom along cannot be told; but a training that ends its server each time would do so for ever. One
+        that had not begun to work is beyond suspicion: its server may be unable to start for reasons of its own.
         """
-        self.outages += 1
+        self.outages += self.stage != "starting"
         if self.outages < MOST_OUTAGES or self.pause_asked:
             self.stop("queued")
         else:

@@ -1,0 +1,105 @@
+"""Jobs on a disk that is full or cannot be written, and under a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from segserve.errors import DiskFullError
+from segserve.jobs import upkeep
+from segserve.jobs.folder import JobFolder
+from segserve.jobs.record import Job
+from tests.scripted_jobs import Process, completes, hangs, recorded, running, saves_and_hangs, spec, until
+
+
+async def finds_no_room(process: Process) -> dict[str, Any]:
+    raise DiskFullError
+
+
+def test_a_training_that_found_no_room_can_be_resumed_without_a_checkpoint(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, finds_no_room, completes) as (runner, _, _processes):
+            job = await runner.submit(spec(), [])
+            await until(lambda: job.state == "failed")
+            assert "disk is full" in job.error
+            assert "Resume" in job.error
+            await runner.resume(job.id, spec())
+            await until(lambda: job.state == "completed")
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "full"), (errno.EROFS, "read-only"), (errno.EACCES, "Permission denied")]
+)
+@pytest.mark.parametrize("place", ["folder", "model"])
+def test_a_disk_that_cannot_be_written_is_told_and_survived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: int, words: str
+) -> None:
+    """Where the training's folder is made, and where its finished model is stored."""
+    error = OSError(number, "Permission denied")
+
+    def refuse(*_: object) -> NoReturn:
+        raise error
+
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, _, processes):
+            with monkeypatch.context() as patch:
+                if place == "folder":
+                    patch.setattr(JobFolder, "prepare", refuse)
+                else:
+                    patch.setattr("segserve.models.classifiers.ClassifierStore.publish", refuse)
+                job = await runner.submit(spec(), [])
+                await until(lambda: job.state == "failed")
+            assert words in job.error
+            assert len(processes.started) == (place == "model")
+            await runner.resume(job.id, spec())
+            await until(lambda: job.state == "completed")
+
+    asyncio.run(story())
+
+
+def test_a_clock_that_is_set_back_does_not_change_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_800_000_000.0
+    monkeypatch.setattr("time.time", lambda: now)
+
+    async def story() -> None:
+        nonlocal now
+        async with running(tmp_path, saves_and_hangs, completes) as (runner, _, processes):
+            jobs = [await runner.submit(spec(), []) for _ in range(3)]
+            now -= 1e9
+            jobs.append(await runner.submit(spec(), []))
+            await runner.pause(jobs[1].id)
+            await runner.resume(jobs[1].id, spec())
+            await until(lambda: jobs[0].has_checkpoint)
+            await runner.cancel(jobs[0].id)
+            await until(lambda: all(job.state == "completed" for job in jobs[1:]))
+            order = [identity for identity, _ in processes.started]
+            assert order == [jobs[number].id for number in (0, 2, 3, 1)]
+
+    asyncio.run(story())
+
+
+def test_a_clock_that_is_set_right_takes_no_checkpoint_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A week is counted while the server runs: a machine that woke up in 1970 learns the date and forgets nothing."""
+    monkeypatch.setattr(upkeep, "SWEEP_SECONDS", 0.02)
+    ended = Job(id="aaaaaaaa", spec=spec(), state="failed", ended=0.0, has_checkpoint=True)
+    folder = recorded(tmp_path, ended)
+    folder.root.mkdir()
+    folder.checkpoint.write_text("weights")
+
+    async def story(runs: float) -> bool:
+        async with running(tmp_path, hangs) as (_, book, _processes):
+            job = book.get("aaaaaaaa")
+            await until(lambda: job.kept >= runs or not job.has_checkpoint)
+            return job.resumable
+
+    assert asyncio.run(story(0.1))
+    assert folder.checkpoint.exists()
+    monkeypatch.setattr(upkeep, "KEEP_SECONDS", 0.2)
+    assert not asyncio.run(story(9.9))
+    assert not folder.checkpoint.exists()
