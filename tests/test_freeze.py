@@ -40,9 +40,9 @@ def train_steps(network: nn.Module, held: object, steps: int = 3) -> None:
     [
         ("resnet18", ["encoder.conv1", "encoder.layer1"]),
         ("mobilenet_v2", ["encoder.features[0:5]", "decoder"]),
-        ("mit_b0", ["encoder.layer_early", "encoder.layer_mid"]),
-        ("tu-convnext_atto", ["encoder"]),
-        ("efficientnet-b0", ["encoder._blocks[4:10]", "segmentation_head"]),
+        pytest.param("mit_b0", ["encoder.layer_early", "encoder.layer_mid"], marks=pytest.mark.slow),
+        pytest.param("tu-convnext_atto", ["encoder"], marks=pytest.mark.slow),
+        pytest.param("efficientnet-b0", ["encoder._blocks[4:10]", "segmentation_head"], marks=pytest.mark.slow),
     ],
 )
 def test_frozen_weights_and_statistics_do_not_change_by_a_bit(encoder: str, names: list[str]) -> None:
