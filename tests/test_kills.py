@@ -94,6 +94,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kills_leave_no_trace_in_the_weights(laboratory: Laboratory) -> None:
     """The server's, its training's and both at once, in one training: each after something was done."""
