@@ -29,7 +29,7 @@ from benchmarks.bars import Bar
 from benchmarks.networks import write_tile_unet
 from benchmarks.timing import in_turn, seconds
 from segserve import devices
-from segserve.engines.base import Engine, Network
+from segserve.engines.base import Engine, OnnxNetwork
 from segserve.engines.candidates import Candidate, start
 from tests.serving import Served, start_server
 
@@ -96,7 +96,7 @@ class Contest:
         kept = next((self._server.state_dir / "cache").glob("engine-*.json"))
         chosen = Candidate(**json.loads(kept.read_text())["chosen"])
         print(f"  the server chose {chosen}", flush=True)
-        network = Network(self._folder / "model.onnx", np.dtype(np.float32), changing=True)
+        network = OnnxNetwork(self._folder / "model.onnx", np.dtype(np.float32), changing=True)
         self._engine = start(chosen, network)
         self._engine(np.zeros((1, 3, self._size.edge, self._size.edge), np.float32))
         return self._engine

@@ -57,6 +57,10 @@ class Served:
         """The server's model processes."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
+    def pids_of(self, label: str) -> set[int]:
+        """The processes that hold the model of this name; others of a shared server come and go."""
+        return {process.pid for process in self.workers() if _last_argument(process) == label}
+
     def spool_files(self) -> list[Path]:
         """Files in the spool; `os.walk` passes over folders that vanish while it looks."""
         return [Path(folder) / name for folder, _, names in os.walk(self.state_dir / "spool") for name in names]
@@ -70,6 +74,13 @@ class Served:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(30)
+
+
+def _last_argument(process: psutil.Process) -> str:
+    try:
+        return (process.cmdline() or [""])[-1]
+    except psutil.Error:
+        return ""
 
 
 def start_server(state_dir: Path, *flags: str, env: dict[str, str] | None = None, ports: bool = True) -> Served:

@@ -34,6 +34,7 @@ MiB = 2**20
 ROOM = 200 * MiB
 SECONDS = 20
 NAME = "bombs"
+PIXELS = "bombed-pixels"
 STORED = volumes.distinct((8, 7, 6))
 SIDE = 60_000
 
@@ -55,7 +56,7 @@ def house(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     model = networks.threshold_network(folder / "threshold.onnx", 3)
     subject = Subject(server, NAME, oracle.threshold_forward(3), (4, 4, 4)).load(model)
     good = volumes.write(folder / "good.nii", STORED)
-    made = House(server, pixel_classifier(folder / "pixels"))
+    made = House(server, pixel_classifier(folder / PIXELS))
     tile = json_request(made.classifier, {"t": png_url(picture())})
     # Whatever is allocated only once is there before the first bomb: every kind of process, every library.
     subject.check(good)
@@ -71,7 +72,8 @@ def house(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def defused(house: House) -> Iterator[Callable[..., str]]:
     """Send a bomb; see it refused with a sentence, soon, and for little memory, by processes that live on."""
-    alive = {process.pid for process in house.server.workers()}
+    alive = [house.server.pids_of(name) for name in (NAME, PIXELS)]
+    assert all(alive)
 
     def send(call: Callable[[], requests.Response], *statuses: int) -> str:
         began = time.monotonic()
@@ -84,7 +86,7 @@ def defused(house: House) -> Iterator[Callable[..., str]]:
         return answer.text
 
     yield send
-    assert alive <= {process.pid for process in house.server.workers()}
+    assert [house.server.pids_of(name) for name in (NAME, PIXELS)] == alive
     wait_until(lambda: not house.server.spool_files(), message="files stay in the spool")
 
 

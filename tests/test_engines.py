@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from segserve.engines import agreement, candidates, choose, remembered
-from segserve.engines.base import Engine, EngineError, Network
+from segserve.engines.base import Engine, EngineError, OnnxNetwork
 from segserve.engines.candidates import Candidate, Wish
 from segserve.engines.choose import Trial, Verdict
 from segserve.errors import BadInputError, MissingExtraError
@@ -29,7 +29,7 @@ FLOAT32 = np.dtype(np.float32)
 @pytest.fixture(params=EXACT, ids=str)
 def started(request: pytest.FixtureRequest) -> Callable[..., Engine]:
     def start(path: Path, dtype: str = "float32", output: int = 0) -> Engine:
-        return candidates.start(request.param, Network(path, np.dtype(dtype), output))
+        return candidates.start(request.param, OnnxNetwork(path, np.dtype(dtype), output))
 
     return start
 
@@ -114,7 +114,7 @@ def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., ch
     def hold(
         engines: dict[Candidate, Fake | Exception], trial: Trial = TRIAL, wish: Wish | None = None
     ) -> choose.Choice:
-        def start(candidate: Candidate, network: Network) -> Engine:
+        def start(candidate: Candidate, network: OnnxNetwork) -> Engine:
             engine = engines[candidate]
             if isinstance(engine, Exception):
                 raise engine
@@ -124,7 +124,7 @@ def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., ch
             monkeypatch.setattr(module, "start", start)
         monkeypatch.setattr(choose, "candidates", lambda wish: list(engines))
         folder = tmp_path / "choices"
-        return remembered.choose_once(Network(path, FLOAT32), [path], wish or Wish(), trial, folder)
+        return remembered.choose_once(OnnxNetwork(path, FLOAT32), [path], wish or Wish(), trial, folder)
 
     return hold
 

@@ -43,7 +43,8 @@ def subject(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 @pytest.fixture
 def refused(subject: Subject, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Send a file and see it refused with these words; the same model process must answer well after."""
-    alive = {process.pid for process in subject.server.workers()}
+    alive = subject.server.pids_of(subject.name)
+    assert alive
 
     def send(content: bytes, *words: str, status: int = 400) -> None:
         path = tmp_path / "v"
@@ -58,7 +59,7 @@ def refused(subject: Subject, tmp_path: Path) -> Iterator[Callable[..., None]]:
 
     yield send
     subject.check(volumes.write(tmp_path / "good.nii", STORED))
-    assert {process.pid for process in subject.server.workers()} == alive
+    assert subject.server.pids_of(subject.name) == alive
     wait_until(lambda: not subject.server.spool_files(), message="files stay in the spool")
 
 

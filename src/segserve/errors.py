@@ -34,6 +34,12 @@ class BadInputError(SegserveError):
     status = 400
 
 
+class NotTrustedError(SegserveError):
+    """A file holds code, and nothing says that it may be run; the message says why and what to do."""
+
+    status = 403
+
+
 class MissingError(SegserveError):
     """The named thing is not here."""
 

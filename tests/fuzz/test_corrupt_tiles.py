@@ -22,6 +22,7 @@ from tests.serving import Served, wait_until
 from tests.tile_client import json_request, metadata_of, picture, png_url, tile_form
 from tests.tile_networks import pixel_classifier
 
+NAME = "fuzzed-pixels"
 TILE = picture(48, 40)
 STATS = [{"p1": 1.0, "p99": 250.0, "min": 0.0, "max": 255.0, "mean": 120.0, "std": 60.0}] * 3
 FULL_METADATA: dict[str, Any] = {
@@ -85,7 +86,7 @@ IMAGES: dict[str, Callable[[], bytes]] = {
 @pytest.fixture(scope="module")
 def classifier(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Classifier]:
     folder = tmp_path_factory.mktemp("fuzz-tiles")
-    yield Classifier(server, pixel_classifier(folder / "pixels"), folder)
+    yield Classifier(server, pixel_classifier(folder / NAME), folder)
     server.post("/api/v1/gpu/clear")
 
 
@@ -94,10 +95,11 @@ def well_after(classifier: Classifier) -> Iterator[None]:
     """After every test the same process answers a good request as before it."""
     before = classifier.ask(png_url(TILE))
     assert before.status_code == 200, before.text
-    alive = {process.pid for process in classifier.server.workers()}
+    alive = classifier.server.pids_of(NAME)
+    assert alive
     yield
     assert classifier.ask(png_url(TILE)).json() == before.json()
-    assert alive <= {process.pid for process in classifier.server.workers()}
+    assert classifier.server.pids_of(NAME) == alive
     wait_until(lambda: not classifier.server.spool_files(), message="files stay in the spool")
 
 

@@ -47,7 +47,7 @@ def subject(server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def see(subject: Subject, folder: Path, kind: str, seeds: range) -> None:
     content = FILES[kind](folder)
     spoil = corrupted_gzip if kind == "nifti gzip" else corrupted
-    alive = {process.pid for process in subject.server.workers()}
+    alive = subject.server.pids_of(NAME)
 
     def send(seed: int) -> requests.Response:
         return subject.server.post(
@@ -58,7 +58,8 @@ def see(subject: Subject, folder: Path, kind: str, seeds: range) -> None:
     assert set(statuses) <= {200, 400, 413}
     assert statuses[400] > len(seeds) / 4
     subject.check(volumes.write(folder / "good.nii", STORED, PLACED))
-    assert alive <= {process.pid for process in subject.server.workers()}
+    assert alive
+    assert subject.server.pids_of(NAME) == alive
     wait_until(lambda: not subject.server.spool_files(), message="files stay in the spool")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Network:
+class OnnxNetwork:
     """An ONNX network on disk and what of it is used: its one input, and one of its outputs.
 
     Attributes:
@@ -52,6 +52,21 @@ class Network:
     dtype: np.dtype[np.floating]
     output: int = 0
     changing: bool = False
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """A PyTorch network in memory.
+
+    Attributes:
+        module: a `torch.nn.Module` in evaluation mode, float32, on the processor: takes (N, C, ...), gives one
+            tensor (N, K, ...). Engines that move or change it do so to a copy.
+    """
+
+    module: Any
+
+
+Network = OnnxNetwork | TorchNetwork
 
 
 class Engine(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from segserve.devices import cuda_devices
-from segserve.engines.base import Engine, Network
+from segserve.engines.base import Engine, OnnxNetwork
 from segserve.engines.registry import AUTO, ENGINES, installed_engines
 from segserve.errors import BadInputError, MissingExtraError
 
@@ -54,7 +54,7 @@ def candidates(wish: Wish) -> list[Candidate]:
         MissingExtraError: the engine asked for is not installed; names the extra.
         BadInputError: it cannot use the device asked for.
     """
-    names = {engine.name for engine in installed_engines()}
+    names = {engine.name for engine in installed_engines() if OnnxNetwork in engine.networks}
     if wish.engine != AUTO and wish.engine not in names:
         raise MissingExtraError(
             f"The engine {wish.engine} needs the optional part 'onnx' of Segserve: on the server's machine, "
@@ -68,7 +68,7 @@ def candidates(wish: Wish) -> list[Candidate]:
     )
 
 
-def start(candidate: Candidate, network: Network) -> Engine:
+def start(candidate: Candidate, network: OnnxNetwork) -> Engine:
     """The engine with the network in it.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.engines import agreement
-from segserve.engines.base import Engine, EngineError, Network
+from segserve.engines.base import Engine, EngineError, OnnxNetwork
 from segserve.engines.candidates import Candidate, Wish, candidates, start
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Choice:
         return [asdict(verdict) for verdict in self.verdicts]
 
 
-def choose(network: Network, wish: Wish, trial: Trial) -> Choice:
+def choose(network: OnnxNetwork, wish: Wish, trial: Trial) -> Choice:
     """The fastest engine that agrees with float32.
 
     Raises:
@@ -102,7 +102,7 @@ def choose(network: Network, wish: Wish, trial: Trial) -> Choice:
 class _Contest:
     """Candidates one after the other; only the best so far and the newest are held in memory."""
 
-    def __init__(self, network: Network, trial: Trial, deadline: float) -> None:
+    def __init__(self, network: OnnxNetwork, trial: Trial, deadline: float) -> None:
         self._network = network
         self._trial = trial
         self._deadline = deadline

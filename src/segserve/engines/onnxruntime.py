@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from segserve.devices import compute_threads
-from segserve.engines.base import EngineError, Network, without_paths
+from segserve.engines.base import EngineError, OnnxNetwork, without_paths
 
 # TensorFloat-32 rounds like a reduced precision, and is CUDA's own default: it is stated always.
 CUDA_PRECISIONS = {"float32": "0", "tfloat32": "1"}
@@ -21,7 +21,7 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
 
-    def __init__(self, network: Network, device: str = "cpu", precision: str = "float32") -> None:
+    def __init__(self, network: OnnxNetwork, device: str = "cpu", precision: str = "float32") -> None:
         """Read the network.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.devices import compute_threads
-from segserve.engines.base import EngineError, Network, TensorSpec, without_paths
+from segserve.engines.base import EngineError, OnnxNetwork, TensorSpec, without_paths
 
 # OpenVINO reports its use to Google Analytics, from a forked process, and writes to the user's home for that. Without
 # this package, which it can do without, it does not.
@@ -31,7 +31,7 @@ class OpenVINOEngine:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, network: Network, precision: str = "float32") -> None:
+    def __init__(self, network: OnnxNetwork, precision: str = "float32") -> None:
         """Read the network.
 
         Args:

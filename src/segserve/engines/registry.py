@@ -6,17 +6,24 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from segserve import devices
+from segserve.engines.base import Network, OnnxNetwork, TorchNetwork
 
 AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """An engine: the package that brings it and the kinds of device it can use."""
+    """An engine: the package that brings it, the kinds of device it can use, and of network it can run.
+
+    Attributes:
+        extra: the optional part of Segserve that brings the package; None if it is always there.
+    """
 
     name: str
     package: str
     devices: tuple[str, ...]
+    networks: tuple[type[Network], ...]
+    extra: str | None = None
 
     def version(self) -> str | None:
         """The installed package's version, None if it is not installed."""
@@ -27,9 +34,10 @@ class EngineInfo:
 
 
 ENGINES = (
-    EngineInfo("openvino", package="openvino", devices=("cpu",)),
-    EngineInfo("onnxruntime", package="onnxruntime", devices=("cpu",)),
-    EngineInfo("onnxruntime", package="onnxruntime-gpu", devices=("cpu", "cuda")),
+    EngineInfo("openvino", "openvino", ("cpu",), (OnnxNetwork, TorchNetwork)),
+    EngineInfo("onnxruntime", "onnxruntime", ("cpu",), (OnnxNetwork,), "onnx"),
+    EngineInfo("onnxruntime", "onnxruntime-gpu", ("cpu", "cuda"), (OnnxNetwork,), "cuda"),
+    EngineInfo("torch", "torch", ("cpu", "cuda", "mps"), (TorchNetwork,), "torch"),
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segserve import __version__, devices
-from segserve.engines.base import EngineError, Network
+from segserve.engines.base import EngineError, OnnxNetwork
 from segserve.engines.candidates import Candidate, Wish, start
 from segserve.engines.choose import Choice, Trial, Verdict, choose
 from segserve.engines.registry import installed_engines
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 CHUNK = 2**20
 
 
-def choose_once(network: Network, files: Sequence[Path], wish: Wish, trial: Trial, folder: Path | None) -> Choice:
+def choose_once(network: OnnxNetwork, files: Sequence[Path], wish: Wish, trial: Trial, folder: Path | None) -> Choice:
     """As `choose`, but from memory where the same was chosen before on this machine.
 
     Args:
@@ -45,7 +45,7 @@ def choose_once(network: Network, files: Sequence[Path], wish: Wish, trial: Tria
     return choice
 
 
-def _recalled(path: Path, network: Network, trial: Trial) -> Choice | None:
+def _recalled(path: Path, network: OnnxNetwork, trial: Trial) -> Choice | None:
     try:
         kept: dict[str, Any] = json.loads(path.read_text())
         candidate = Candidate(**kept["chosen"])

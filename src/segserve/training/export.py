@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from segserve.engines.base import Network
+from segserve.engines.base import OnnxNetwork
 from segserve.engines.openvino import OpenVINOEngine
 from segserve.errors import DiskFullError, SegserveError
 from segserve.tiles.frame import crop, pad, padded_size
@@ -129,7 +129,7 @@ def _verify(network: nn.Module, path: Path, channels: int, divisor: int, least: 
         SegserveError: they differ.
     """
     random = np.random.default_rng(0)
-    engine = OpenVINOEngine(Network(path, np.dtype(np.float32)))
+    engine = OpenVINOEngine(OnnxNetwork(path, np.dtype(np.float32)))
     for batch, height, width in CHECKED:
         tiles = random.random((batch, height, width, channels), np.float32)
         padded = np.ascontiguousarray(pad(tiles, divisor, least).transpose(0, 3, 1, 2))

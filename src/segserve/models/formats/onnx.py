@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from segserve.engines.base import Network, TensorSpec
+from segserve.engines.base import OnnxNetwork, TensorSpec
 from segserve.engines.openvino import read_onnx
 from segserve.errors import BadInputError
 from segserve.models.metadata import ModelMetadata, read_metadata
@@ -30,9 +30,9 @@ class OnnxFile:
     metadata: ModelMetadata
     texts: Mapping[str, str]
 
-    def network(self, *, changing: bool = False) -> Network:
+    def network(self, *, changing: bool = False) -> OnnxNetwork:
         """For the engines; `changing` if batches will come in many shapes."""
-        return Network(self.path, np.dtype(self.input.dtype), self.output, changing)
+        return OnnxNetwork(self.path, np.dtype(self.input.dtype), self.output, changing)
 
 
 def open_onnx(path: Path) -> OnnxFile:
