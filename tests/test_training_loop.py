@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,15 @@ def test_unlabelled_pixels_teach_nothing(tmp_path: Path) -> None:
     assert torch.count_nonzero(logits.grad.movedim(1, -1)[masks == 255]) == 0
 
 
-@pytest.mark.parametrize("kind", ["deeplabv3plus", "pan", "pspnet", "unet"])
-@pytest.mark.parametrize(("train", "batch"), [(1, 8), (3, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "train", "batch"),
+    [
+        pytest.param(kind, train, batch, marks=[] if place % 4 == 0 else pytest.mark.slow)
+        for place, (kind, (train, batch)) in enumerate(
+            product(("deeplabv3plus", "pan", "pspnet", "unet"), ((1, 8), (3, 2), (2, 1)))
+        )
+    ],
+)
 def test_a_batch_of_one_patch_trains(tmp_path: Path, kind: str, train: int, batch: int) -> None:
     patches = write_dataset(tmp_path / "data", train=train, validation=1)
     spec = make_spec(patches, kind=kind, batch_size=batch, epochs=1)

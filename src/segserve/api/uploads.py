@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 WRITE_SIZE = 2**20
 MAX_FIELD = 64 * 2**10
 MAX_PARTS = 100
+
+SizeCheck = Callable[[int], None]
 
 
 @dataclass
@@ -51,12 +53,12 @@ async def small_body(request: Request, limit: int) -> bytearray:
     Raises:
         TooLargeError: it is over `limit` bytes.
     """
-    body = bytearray()
-    async for chunk in _chunks(request):
-        body += chunk
-        if len(body) > limit:
+
+    def check(size: int) -> None:
+        if size > limit:
             raise TooLargeError(over_limit(limit))
-    return body
+
+    return await _body(request, check)
 
 
 async def whole_body(request: Request, limit: int) -> bytearray:
@@ -66,12 +68,9 @@ async def whole_body(request: Request, limit: int) -> bytearray:
         HungUpError: it is cut short.
         TooLargeError: it is over `limit` bytes.
     """
-    _check_size(_stated_size(request), limit)
-    body = bytearray()
-    async for chunk in _chunks(request):
-        body += chunk
-        _check_size(len(body), limit)
-    return body
+    check = _upload_check(limit)
+    check(_stated_size(request))
+    return await _body(request, check)
 
 
 async def receive_form(
@@ -97,15 +96,17 @@ async def receive_form(
         TooLargeError: the body, or a field, is over its limit.
         DiskFullError: there is no room for the file.
     """
+    check = _upload_check(limit)
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        await _drain(request, limit)
+        async for _ in _chunks(request, check):
+            pass  # a client that is still sending would not hear the answer
         return Form()
-    _check_size(_stated_size(request), limit)
+    check(_stated_size(request))
     receiver = _Receiver(folder, file_parts, field_limits or {})
     try:
         parser = MultipartParser(options.get(b"boundary", b""), receiver.callbacks())
-        await _feed(request, parser, receiver, limit)
+        await _feed(_chunks(request, check), parser)
         parser.finalize()
     except FormParserError:
         raise BadInputError("The multipart form is malformed or was cut short: send it again.") from None
@@ -118,35 +119,35 @@ async def receive_form(
     return receiver.form
 
 
-async def _drain(request: Request, limit: int) -> None:
-    """Read a body that is of no use, keeping nothing: a client that is still sending would not hear the answer."""
-    size = 0
-    async for chunk in _chunks(request):
-        size += len(chunk)
-        _check_size(size, limit)
+async def _body(request: Request, check: SizeCheck) -> bytearray:
+    body = bytearray()
+    async for chunk in _chunks(request, check):
+        body += chunk
+    return body
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes.
+async def _chunks(request: Request, check: SizeCheck) -> AsyncIterator[bytes]:
+    """The body as it comes; `check` sees how much of it has come before each piece is given.
 
     Raises:
         HungUpError: the client went away before its end.
         SlowUploadError: it comes too slowly.
+        TooLargeError: `check` says so.
     """
+    size = 0
     pace = Pace(request.receive, request.app.state.settings)
     try:
         async for chunk in Request(request.scope, pace.receive).stream():
+            size += len(chunk)
+            check(size)
             yield chunk
     except ClientDisconnect:
         raise HungUpError("The client hung up before its upload was whole.") from None
 
 
-async def _feed(request: Request, parser: MultipartParser, receiver: _Receiver, limit: int) -> None:
-    size = 0
+async def _feed(chunks: AsyncIterator[bytes], parser: MultipartParser) -> None:
     pending = bytearray()
-    async for chunk in _chunks(request):
-        size += len(chunk)
-        _check_size(size, limit)
+    async for chunk in chunks:
         pending += chunk
         if len(pending) >= WRITE_SIZE:
             # In a thread: a slow disk must not hold up other requests.
@@ -160,11 +161,15 @@ def _stated_size(request: Request) -> int:
     return int(request.headers.get("content-length") or 0)
 
 
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise TooLargeError(
-            f"The upload is {human_bytes(size)} or more; this server takes at most {human_bytes(limit)} (max_upload)."
-        )
+def _upload_check(limit: int) -> SizeCheck:
+    def check(size: int) -> None:
+        if size > limit:
+            raise TooLargeError(
+                f"The upload is {human_bytes(size)} or more; this server takes at most {human_bytes(limit)} "
+                f"(max_upload)."
+            )
+
+    return check
 
 
 class _Receiver:
