@@ -18,7 +18,7 @@ from benchmarks.timing import in_turn, seconds
 from demo.brain.anatomy import Brain, load_brain
 from demo.brain.disturbance import disturb
 from demo.brain.export import PATCH, export
-from demo.brain.network import SmallUNet
+from demo.brain.network import EFFORT, SmallUNet
 from demo.brain.story import SCAN_SEED
 from demo.brain.training import train
 from tests.serving import Served, start_server
@@ -52,7 +52,10 @@ def main() -> None:
 def _network(brain: Brain, path: Path, *, quick: bool) -> Path:
     """The demo's network, trained unless the run is quick."""
     print(f"Brain: the demo's network, {'untrained' if quick else 'being trained'}", flush=True)
-    export(SmallUNet().eval() if quick else train(brain, lambda line: print(f"  {line}", flush=True)).network, path)
+    network = (
+        SmallUNet().eval() if quick else train(SmallUNet, brain, EFFORT, lambda line: print(f"  {line}", flush=True))
+    )
+    export(network, path)
     return path
 
 

@@ -19,6 +19,7 @@ from demo.errors import DemoError
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
+LOAD_SECONDS = 180.0
 REQUEST_SECONDS = 300.0
 
 
@@ -38,17 +39,22 @@ class Client:
         except requests.ConnectionError:
             return False
 
-    def load(self, name: str, onnx_file: Path) -> dict[str, Any]:
-        """Load an ONNX network under `name`; returns what the server says of it."""
-        body = {
-            "name": name,
-            "backend_type": "onnx",
-            "model_path": str(onnx_file.resolve()),
-            "inference_config": {},
-        }
-        answer: dict[str, Any] = self._send("POST", "/api/models", json=body).json()
-        model: dict[str, Any] = answer["model"]
-        return model
+    def loaded_models(self, names: set[str]) -> dict[str, dict[str, Any]]:
+        """Wait until the server has loaded all of `names` from its model folders; returns what it says of them.
+
+        Raises:
+            DemoError: one cannot be loaded, and why, or it takes too long.
+        """
+        deadline = time.monotonic() + LOAD_SECONDS
+        while time.monotonic() < deadline:
+            models: dict[str, dict[str, Any]] = self._send("GET", "/api/info").json()["models"]
+            for name in names & models.keys():
+                if error := models[name].get("error"):
+                    raise DemoError(f"the server cannot load {name}: {error}")
+            if all(models.get(name, {}).get("loaded") for name in names):
+                return models
+            time.sleep(0.2)
+        raise DemoError(f"the server did not load {', '.join(sorted(names))} within {LOAD_SECONDS:.0f} seconds.")
 
     def segment(self, name: str, image: Path) -> requests.Response:
         """Send a .nii.gz volume; the answer's body is a .nii.gz label map, its headers say how it was made."""
@@ -99,17 +105,20 @@ class Client:
 
 
 @contextmanager
-def running_server() -> Iterator[Client]:
+def running_server(*flags: str) -> Iterator[Client]:
     """Start a server on a free port, yield a client of it, and stop it however the block ends.
 
     Its state lives in a temporary folder and your own settings are left out, so your server notices nothing.
     If the block fails, the server's log is shown.
+
+    Args:
+        flags: more of `segserve serve`.
     """
     with tempfile.TemporaryDirectory(prefix="segserve-demo-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                [sys.executable, "-m", "segserve", "serve", "--port", "0"],
+                [sys.executable, "-m", "segserve", "serve", "--port", "0", *flags],
                 env=_environment(Path(folder)),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

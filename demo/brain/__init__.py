@@ -1,1 +1,1 @@
-"""An ONNX network segments a real brain over HTTP."""
+"""An ONNX network and an ITKIT model segment a real brain over HTTP."""

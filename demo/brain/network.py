@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from demo.brain.anatomy import LABELS
+from demo.brain.training import Effort
 
+EFFORT = Effort(peak_rate=2e-2, seconds=60, steps=240)
 WIDTH = 8
 LEVELS = 4
 
@@ -37,6 +39,9 @@ class SmallUNet(nn.Module):
         self.up = nn.ModuleList(_convolutions(2, 2 * finer, finer) for _, finer in pairs)
         self.head = nn.Conv3d(widths[0], len(LABELS), 1)
         self.halve = nn.MaxPool3d(2)
+
+        # The memory layout in which the processor's convolutions run fastest.
+        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits for a batch of patches; see the class for shapes."""

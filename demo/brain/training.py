@@ -1,41 +1,46 @@
-"""Training: about a minute of random patches from the front of the brain."""
+"""Training: about a minute of random patches from the front of the brain, for each network."""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
-from torch import Tensor
+from torch import Tensor, nn
 
 from demo.brain.anatomy import LABELS, SPLIT_MM, Brain, in_network_frame
 from demo.brain.disturbance import disturb
-from demo.brain.network import SmallUNet
+
+Network = TypeVar("Network", bound=nn.Module)
 
 WINDOW_LEVEL = 850.0
 WINDOW_WIDTH = 1700.0
 """Level and width of the intensity window in scanner units: 0..1700 becomes 0..1."""
 PATCH = 32
+"""Of the training; the server may use larger ones."""
 BATCH = 5
 SEED = 20
-TRAINING_SECONDS = 60.0
-MINIMUM_STEPS = 240
-"""A busy machine trains longer than `TRAINING_SECONDS` rather than too little."""
-PEAK_RATE = 2e-2
 WARM_UP = 0.1
 REPORTS = 4
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The trained network in evaluation mode, and what its training took."""
+class Effort:
+    """How long a network is trained, and how fast it learns.
 
-    network: SmallUNet
-    steps: int
+    Attributes:
+        peak_rate: the learning rate at its highest.
+        seconds: of training, at least.
+        steps: likewise; a busy machine trains longer rather than too little.
+    """
+
+    peak_rate: float
     seconds: float
+    steps: int
 
 
 def windowed(intensity: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -79,23 +84,22 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels) + 1 - dice[1:].mean()
 
 
-def learning_rate(progress: float) -> float:
+def learning_rate(peak: float, progress: float) -> float:
     """The rate at `progress` 0..1 through the training: a short climb, then a cosine down to nothing."""
     if progress < WARM_UP:
-        return PEAK_RATE * (0.1 + 0.9 * progress / WARM_UP)
-    return PEAK_RATE * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+        return peak * (0.1 + 0.9 * progress / WARM_UP)
+    return peak * 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-def train(brain: Brain, say: Callable[[str], None]) -> Trained:
-    """Train a fresh network on the front of `brain`, reporting a few times through `say`."""
+def train(make: Callable[[], Network], brain: Brain, effort: Effort, say: Callable[[str], None]) -> Network:
+    """Train a fresh network on the front of `brain`, reporting a few times through `say`; in evaluation mode."""
     torch.manual_seed(SEED)
     patches = FrontPatches(brain, np.random.default_rng(SEED))
-    # Channels last is the memory layout in which the processor's convolutions run fastest.
-    network = SmallUNet().to(memory_format=torch.channels_last_3d)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=PEAK_RATE)
+    network = make()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=effort.peak_rate)
     start, step, progress, reported = time.monotonic(), 0, 0.0, 0
     while progress < 1:
-        optimiser.param_groups[0]["lr"] = learning_rate(progress)
+        optimiser.param_groups[0]["lr"] = learning_rate(effort.peak_rate, progress)
         images, labels = patches.batch()
         loss = segmentation_loss(network(images), labels)
         optimiser.zero_grad()
@@ -103,8 +107,8 @@ def train(brain: Brain, say: Callable[[str], None]) -> Trained:
         optimiser.step()
         step += 1
         seconds = time.monotonic() - start
-        progress = min(seconds / TRAINING_SECONDS, step / MINIMUM_STEPS)
+        progress = min(seconds / effort.seconds, step / effort.steps)
         if progress * REPORTS >= reported + 1:
             reported += 1
             say(f"after {seconds:3.0f} s, {step:4d} steps: loss {loss.item():.3f}")
-    return Trained(network.eval(), step, time.monotonic() - start)
+    return network.eval()
