@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segserve.volumes.blend import window_weights
 from segserve.volumes.grid import Grid
-from segserve.volumes.labels import above_half
+from segserve.volumes.labels import above
 from segserve.volumes.sliding import Sweep, Windows
 
 CLASSES = 4
@@ -88,7 +88,8 @@ def test_gaussian_weights_reach_networks_that_end_in_a_probability() -> None:
     # The mean of 0.9 and 0.2 is above one half, their mean weighted by place is not.
     scores = np.array([[[0.9 * 0.1 + 0.2 * 1.0]]], np.float32)
     out = np.empty((1, 1), np.uint8)
-    above_half(scores, np.array([[1.1]], np.float32), out)
+    decide = above(0.5, "none")
+    decide(scores, np.array([[1.1]], np.float32), out)
     assert out[0, 0] == 0
-    above_half(np.array([[[0.9 + 0.2]]], np.float32), np.array([[2.0]], np.float32), out)
+    decide(np.array([[[0.9 + 0.2]]], np.float32), np.array([[2.0]], np.float32), out)
     assert out[0, 0] == 1

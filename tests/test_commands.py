@@ -108,16 +108,38 @@ def test_infer_mistakes_are_one_sentence(tmp_path: Path, image: str) -> None:
     assert not Path(out).exists()
 
 
-def test_models_asks_the_running_server_else_the_disk(own_server: Served, network: str) -> None:
-    env = {"SEGSERVE_STATE_DIR": str(own_server.state_dir)}
-    own_server.load("shown in the list", Path(network))
-    running = segserve("models", env=env)
+def test_models_asks_the_running_server_else_the_disk(tmp_path: Path, network: str) -> None:
+    folder = tmp_path / "models"
+    (folder / "stroma").mkdir(parents=True)
+    for name in ("liver.onnx", "stroma/model.onnx"):
+        shutil.copy(network, folder / name)
+    (folder / "stroma" / "metadata.json").write_text('{"name": "Stroma of the colon"}')
+    (folder / "words.onnx").write_text("just some words")
+    (folder / "wrong.onnx").write_text("")
+    (folder / "wrong.json").write_text("[]")
+    env = {"SEGSERVE_STATE_DIR": str(tmp_path / "state"), "SEGSERVE_MODEL_DIR": str(folder)}
+    served = start_server(tmp_path / "state", env={**env, "SEGSERVE_PRELOAD": "none"})
+    try:
+        served.load("shown in the list", Path(network))
+        assert served.infer(Path(network), model_name="words").status_code == 400
+        running = segserve("models", env=env)
+    finally:
+        served.stop()
     assert running.returncode == 0, running.stderr
-    assert "shown in the list" in running.stdout
-    own_server.stop()
+    for line in (
+        "1 loaded:",
+        "  shown in the list: 2 classes",
+        "3 offered:",
+        "  liver: onnx, loaded when a request names it",
+        "  words: onnx, The file is not an ONNX network",
+        "  wrong: onnx, wrong.onnx: wrong.json must be a JSON object",
+        "  stroma: Stroma of the colon",
+    ):
+        assert line in running.stdout, running.stdout
     stopped = segserve("models", env=env)
     assert stopped.returncode == 0, stopped.stderr
-    assert "Traceback" not in stopped.stderr
+    for line in ("No server answers", "  liver: onnx", "  wrong: wrong.onnx: wrong.json must", "  stroma: Stroma of"):
+        assert line in stopped.stdout, stopped.stdout
 
 
 def test_models_shows_the_key_to_the_server_alone(own_server: Served, tmp_path: Path) -> None:
@@ -200,6 +222,15 @@ def test_banner_shows_where_the_server_is_and_what_it_has(server: Served) -> Non
     banner = server.log.read_text()
     for word in ["Host", "Port", "CUDA", "openvino", str(server.state_dir), "/docs"]:
         assert word.lower() in banner.lower(), banner
+
+
+def test_the_front_page_leads_on(server: Served) -> None:
+    front = server.get("/").json()
+    assert front["name"] == "Segserve"
+    places = {place for value in front.values() for place in (value if isinstance(value, list) else [value])}
+    assert {"/docs", "/api/info", "/api/v1/health"} <= places
+    for place in places:
+        assert not place.startswith("/") or server.get(place).status_code == 200, place
 
 
 def test_uvicorn_serves_the_app(tmp_path: Path) -> None:

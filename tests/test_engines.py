@@ -12,17 +12,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from segserve.engines import agreement, candidates, choose, remembered
-from segserve.engines.base import Engine, EngineError, OnnxNetwork
+from segserve import devices
+from segserve.engines import agreement, candidates, choose, registry, remembered
+from segserve.engines.base import Engine, EngineError, Network, OnnxNetwork, TorchNetwork
 from segserve.engines.candidates import Candidate, Wish
-from segserve.engines.choose import Trial, Verdict
+from segserve.engines.verdict import Choice, Trial, Verdict
 from segserve.errors import BadInputError, MissingExtraError
 from tests import networks
 
 Array = NDArray[np.float32]
 EXACT = [Candidate("openvino", "cpu", "float32"), Candidate("onnxruntime", "cpu", "float32")]
+TORCH = Candidate("torch", "cpu", "float32")
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -39,7 +42,7 @@ def directly(path: Path, batch: NDArray[Any], output: int = 0) -> Array:
     return np.asarray(session.run(None, {session.get_inputs()[0].name: batch})[output], np.float32)
 
 
-class TestEveryEngine:
+class TestEveryOnnxEngine:
     """The contract."""
 
     def test_logits_on_paper(self, started: Callable[..., Engine], tmp_path: Path) -> None:
@@ -83,6 +86,95 @@ class TestEveryEngine:
         assert engine(good).shape == (1, 3, 4, 4, 4)
 
 
+@pytest.fixture(params=[TORCH, EXACT[0]], ids=str)
+def started_torch(request: pytest.FixtureRequest) -> Callable[[torch.nn.Module], Engine]:
+    return lambda module: candidates.start(request.param, TorchNetwork(module.eval()))
+
+
+class TestEveryTorchEngine:
+    """The contract, for PyTorch networks."""
+
+    def test_logits_on_paper(self, started_torch: Callable[..., Engine]) -> None:
+        weights = torch.arange(5.0).reshape(5, 1, 1, 1, 1)
+        network = torch.nn.Conv3d(1, 5, 1)
+        with torch.no_grad():
+            network.weight.copy_(2 * weights)
+            network.bias.copy_(-(weights.flatten() ** 2))  # type: ignore[union-attr]
+        batch = np.random.default_rng(0).integers(0, 5, (2, 1, 3, 4, 5)).astype(np.float32)
+        numbers = np.arange(5, dtype=np.float32).reshape(1, 5, 1, 1, 1)
+        np.testing.assert_array_equal(started_torch(network)(batch), 2 * numbers * batch - numbers**2)
+
+    def test_shapes_may_follow_each_other(self, started_torch: Callable[..., Engine]) -> None:
+        network = small_torch_network(3)
+        engine = started_torch(network)
+        for shape in ((1, 1, 4, 5, 6), (3, 1, 4, 5, 6), (1, 1, 9, 5, 7), (1, 1, 4, 5, 6)):
+            batch = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+            with torch.no_grad():
+                np.testing.assert_allclose(engine(batch), network(torch.tensor(batch)).numpy(), atol=1e-4)
+
+    def test_images_and_channels(self, started_torch: Callable[..., Engine]) -> None:
+        network = torch.nn.Conv2d(3, 4, 3, padding=1)
+        batch = np.random.default_rng(1).normal(size=(2, 3, 8, 9)).astype(np.float32)
+        with torch.no_grad():
+            expected = network(torch.tensor(batch)).numpy()
+        np.testing.assert_allclose(started_torch(network)(batch), expected, atol=1e-4)
+
+    def test_float64_out_is_float32(self, started_torch: Callable[..., Engine]) -> None:
+        class Wide(torch.nn.Module):
+            def forward(self, batch: torch.Tensor) -> torch.Tensor:
+                return batch.double() * 2
+
+        found = started_torch(Wide())(np.ones((1, 1, 2, 2, 2), np.float32))
+        assert found.dtype == np.float32
+        assert (found == 2).all()
+
+    def test_a_shape_the_network_does_not_take(self, started_torch: Callable[..., Engine]) -> None:
+        engine = started_torch(small_torch_network(3))
+        with pytest.raises(EngineError, match="channels"):
+            engine(np.zeros((1, 2, 4, 4, 4), np.float32))
+        assert engine(np.zeros((1, 1, 4, 4, 4), np.float32)).shape == (1, 3, 4, 4, 4)
+
+    def test_a_network_that_fails_says_why_and_nothing_of_the_server(
+        self, started_torch: Callable[..., Engine]
+    ) -> None:
+        class Failing(torch.nn.Module):
+            def forward(self, batch: torch.Tensor) -> torch.Tensor:
+                raise FileNotFoundError(f"no /home/somebody/secret.bin for {batch.shape[1]} channel")
+
+        with pytest.raises(EngineError, match=r"FileNotFoundError: no \(a path\) for 1 channel") as caught:
+            started_torch(Failing())(np.zeros((1, 1, 2, 2, 2), np.float32))
+        assert "secret" not in caught.value.message
+
+    def test_neither_the_network_nor_the_batch_is_changed(self, started_torch: Callable[..., Engine]) -> None:
+        class Greedy(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = small_torch_network(3)
+
+            def forward(self, batch: torch.Tensor) -> torch.Tensor:
+                answer: torch.Tensor = self.inner(batch.mul_(2))
+                return answer
+
+        network = Greedy()
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        batch = np.ones((1, 1, 4, 4, 4), np.float32)
+        engine = started_torch(network)
+        np.testing.assert_array_equal(engine(batch), engine(batch))
+        assert (batch == 1).all()
+        assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+        assert not network.training
+
+
+def small_torch_network(classes: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv3d(1, 6, 3, padding=1),
+        torch.nn.GroupNorm(2, 6),
+        torch.nn.ReLU(),
+        torch.nn.Conv3d(6, classes, 3, padding=1),
+    ).eval()
+
+
 class Fake:
     """An engine that takes `seconds` and is wrong by `off` where `where` says."""
 
@@ -106,14 +198,12 @@ TRIAL = Trial([BATCH], lambda logits: "softmax")
 
 
 @pytest.fixture
-def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., choose.Choice]:
+def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Choice]:
     """Choose among engines that are made up."""
     path = tmp_path / "network.onnx"
     path.write_bytes(b"weights")
 
-    def hold(
-        engines: dict[Candidate, Fake | Exception], trial: Trial = TRIAL, wish: Wish | None = None
-    ) -> choose.Choice:
+    def hold(engines: dict[Candidate, Fake | Exception], trial: Trial = TRIAL, wish: Wish | None = None) -> Choice:
         def start(candidate: Candidate, network: OnnxNetwork) -> Engine:
             engine = engines[candidate]
             if isinstance(engine, Exception):
@@ -122,18 +212,18 @@ def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., ch
 
         for module in (choose, remembered):
             monkeypatch.setattr(module, "start", start)
-        monkeypatch.setattr(choose, "candidates", lambda wish: list(engines))
+        monkeypatch.setattr(choose, "candidates", lambda wish, kind: list(engines))
         folder = tmp_path / "choices"
         return remembered.choose_once(OnnxNetwork(path, FLOAT32), [path], wish or Wish(), trial, folder)
 
     return hold
 
 
-def verdicts(choice: choose.Choice) -> dict[Candidate, Verdict]:
+def verdicts(choice: Choice) -> dict[Candidate, Verdict]:
     return {Candidate(one.engine, one.device, one.precision): one for one in choice.verdicts}
 
 
-def test_the_fastest_that_agrees_is_chosen(contest: Callable[..., choose.Choice]) -> None:
+def test_the_fastest_that_agrees_is_chosen(contest: Callable[..., Choice]) -> None:
     choice = contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER, 0.01, 1e-5), HALF: Fake(HALF, 0.03)})
     assert choice.candidate == OTHER
     assert choice.repeatable
@@ -154,7 +244,7 @@ def test_the_fastest_that_agrees_is_chosen(contest: Callable[..., choose.Choice]
     ],
 )
 def test_an_engine_that_is_wrong_is_refused(
-    contest: Callable[..., choose.Choice], engine: Fake | Exception, reason: str
+    contest: Callable[..., Choice], engine: Fake | Exception, reason: str
 ) -> None:
     choice = contest({REFERENCE: Fake(REFERENCE, 0.02), OTHER: engine})
     assert choice.candidate == REFERENCE
@@ -163,7 +253,7 @@ def test_an_engine_that_is_wrong_is_refused(
     json.dumps(choice.describe(), allow_nan=False)
 
 
-def test_reduced_precision_may_be_off_in_few_places_and_no_more(contest: Callable[..., choose.Choice]) -> None:
+def test_reduced_precision_may_be_off_in_few_places_and_no_more(contest: Callable[..., Choice]) -> None:
     slow = Fake(REFERENCE, 0.02)
     assert contest({REFERENCE: slow, HALF: Fake(HALF, off=0.03)}).candidate == HALF
     assert (
@@ -175,18 +265,18 @@ def test_reduced_precision_may_be_off_in_few_places_and_no_more(contest: Callabl
     assert "0.02 at most" in (verdicts(refused)[HALF].refused or "")
 
 
-def test_where_the_reference_cannot_run_another_takes_its_place(contest: Callable[..., choose.Choice]) -> None:
+def test_where_the_reference_cannot_run_another_takes_its_place(contest: Callable[..., Choice]) -> None:
     choice = contest({REFERENCE: EngineError("cannot"), OTHER: Fake(OTHER), HALF: Fake(HALF, 0.01, off=9)})
     assert choice.candidate == OTHER
     assert verdicts(choice)[HALF].refused
 
 
-def test_no_engine_at_all_is_the_references_error(contest: Callable[..., choose.Choice]) -> None:
+def test_no_engine_at_all_is_the_references_error(contest: Callable[..., Choice]) -> None:
     with pytest.raises(EngineError, match="first"):
         contest({REFERENCE: EngineError("first"), OTHER: EngineError("second")})
 
 
-def test_a_network_that_is_no_use_is_refused_at_once(contest: Callable[..., choose.Choice]) -> None:
+def test_a_network_that_is_no_use_is_refused_at_once(contest: Callable[..., Choice]) -> None:
     def check(logits: Array) -> str:
         raise BadInputError("no segmentation")
 
@@ -194,7 +284,7 @@ def test_a_network_that_is_no_use_is_refused_at_once(contest: Callable[..., choo
         contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER)}, Trial([BATCH], check))
 
 
-def test_timing_ends(contest: Callable[..., choose.Choice], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_ends(contest: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "TIMING_SECONDS", 0.1)
     choice = contest({REFERENCE: Fake(REFERENCE, 0.2), OTHER: Fake(OTHER)})
     assert choice.candidate == REFERENCE
@@ -202,7 +292,25 @@ def test_timing_ends(contest: Callable[..., choose.Choice], monkeypatch: pytest.
     assert "not tried" in (verdicts(choice)[OTHER].refused or "")
 
 
-def test_a_network_that_depends_on_its_batch_is_noticed(contest: Callable[..., choose.Choice]) -> None:
+def test_a_slow_reference_leaves_time_for_the_others(
+    contest: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "TIMING_SECONDS", 1.2)
+    both = Trial([BATCH, BATCH + 1], lambda logits: "softmax")
+    choice = contest({REFERENCE: Fake(REFERENCE, 0.3), OTHER: Fake(OTHER, 0.01)}, both)
+    assert choice.candidate == OTHER
+    assert choice.repeatable
+    assert choice.shape == (2, 2, 8, 8, 8)
+
+
+def test_a_slow_reference_that_stays_the_best_is_run_again(
+    contest: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choose, "TIMING_SECONDS", 1.2)
+    assert contest({REFERENCE: Fake(REFERENCE, 0.3), OTHER: EngineError("cannot")}).repeatable
+
+
+def test_a_network_that_depends_on_its_batch_is_noticed(contest: Callable[..., Choice]) -> None:
     class Normalising(Fake):
         def __call__(self, batch: Array) -> Array:
             return super().__call__(batch - batch[:1].mean())
@@ -210,7 +318,7 @@ def test_a_network_that_depends_on_its_batch_is_noticed(contest: Callable[..., c
     assert not contest({REFERENCE: Normalising(REFERENCE)}).repeatable
 
 
-def test_a_choice_is_made_once(contest: Callable[..., choose.Choice], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_made_once(contest: Callable[..., Choice], monkeypatch: pytest.MonkeyPatch) -> None:
     first = contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
     monkeypatch.setattr(remembered, "choose", lambda *_: pytest.fail("chosen again"))
     again = contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER, 0.05)})
@@ -218,9 +326,7 @@ def test_a_choice_is_made_once(contest: Callable[..., choose.Choice], monkeypatc
     assert (again.verdicts, again.repeatable) == (first.verdicts, first.repeatable)
 
 
-def test_other_weights_or_another_wish_are_chosen_for_anew(
-    contest: Callable[..., choose.Choice], tmp_path: Path
-) -> None:
+def test_other_weights_or_another_wish_are_chosen_for_anew(contest: Callable[..., Choice], tmp_path: Path) -> None:
     contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
     assert contest({REFERENCE: Fake(REFERENCE)}, wish=Wish("onnxruntime")).candidate == REFERENCE
     (tmp_path / "network.onnx").write_bytes(b"other weights")
@@ -228,31 +334,85 @@ def test_other_weights_or_another_wish_are_chosen_for_anew(
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"chosen": {"engine": 1}}'])
-def test_a_damaged_memory_is_no_memory(contest: Callable[..., choose.Choice], damage: bytes, tmp_path: Path) -> None:
+def test_a_damaged_memory_is_no_memory(contest: Callable[..., Choice], damage: bytes, tmp_path: Path) -> None:
     contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
     for kept in (tmp_path / "choices").iterdir():
         kept.write_bytes(damage)
     assert contest({REFERENCE: Fake(REFERENCE), OTHER: Fake(OTHER, 0.05)}).candidate == REFERENCE
 
 
-def test_a_remembered_engine_that_fails_is_replaced(contest: Callable[..., choose.Choice]) -> None:
+def test_a_remembered_engine_that_fails_is_replaced(contest: Callable[..., Choice]) -> None:
     contest({REFERENCE: Fake(REFERENCE, 0.05), OTHER: Fake(OTHER)})
     assert contest({REFERENCE: Fake(REFERENCE), OTHER: EngineError("gone")}).candidate == REFERENCE
 
 
 def test_what_is_asked_for_narrows_the_field() -> None:
-    assert {one.engine for one in candidates.candidates(Wish())} == {"openvino", "onnxruntime"}
-    assert candidates.candidates(Wish("openvino")) == [OTHER]
-    assert all(one.exact for one in candidates.candidates(Wish()))
-    assert candidates.candidates(Wish())[0] == REFERENCE
+    assert {one.engine for one in candidates.candidates(Wish(), OnnxNetwork)} == {"openvino", "onnxruntime"}
+    assert candidates.candidates(Wish("openvino"), OnnxNetwork) == [OTHER]
+    assert all(one.exact for one in candidates.candidates(Wish(), OnnxNetwork))
+    assert candidates.candidates(Wish(), OnnxNetwork)[0] == REFERENCE
     with pytest.raises(BadInputError, match="cuda"):
-        candidates.candidates(Wish("openvino", "cuda"))
+        candidates.candidates(Wish("openvino", "cuda"), OnnxNetwork)
+
+
+def test_torch_is_the_reference_for_its_own_networks() -> None:
+    found = candidates.candidates(Wish(reduced=True), TorchNetwork)
+    assert found[0] == TORCH
+    assert OTHER in found
+    assert {one.engine for one in found} == {"torch", "openvino"}
+    assert [one.exact for one in found] == sorted((one.exact for one in found), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("onnxruntime", TorchNetwork, "PyTorch networks: ask for openvino, torch or auto"),
+        ("torch", OnnxNetwork, "ONNX"),
+    ],
+)
+def test_an_engine_that_does_not_run_such_networks(name: str, kind: type[Network], said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        candidates.candidates(Wish(name), kind)
+
+
+class TestGpus:
+    """Machines that this is not."""
+
+    @pytest.fixture
+    def cards(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        card = devices.CudaDevice("a card", 2**33, 0, (9, 0))
+        monkeypatch.setattr(devices, "cuda_devices", lambda: [card])
+
+    @pytest.mark.usefixtures("cards")
+    @pytest.mark.parametrize("built_for", [None, "12.8"])
+    def test_a_card_counts_where_torch_was_built_for_it(
+        self, built_for: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(registry, "torch_cuda_version", lambda: built_for)
+        assert registry.cuda_is_usable(TorchNetwork) == bool(built_for)
+        assert not registry.cuda_is_usable(OnnxNetwork)
+        found = candidates.candidates(Wish(reduced=True), TorchNetwork)
+        on_card = {one.precision for one in found if one.device == "cuda"}
+        assert on_card == ({"float32", "tfloat32", "float16", "bfloat16"} if built_for else set())
+        if built_for:
+            assert [str(one) for one in found[:2]] == [str(TORCH), "torch on cuda in float32"]
+            asked = candidates.candidates(Wish(device="cuda:1"), TorchNetwork)
+            assert asked == [Candidate("torch", "cuda:1", "float32")]
+
+    def test_apples(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(devices, "has_apple_gpu", lambda: True)
+        assert registry.usable_devices(TorchNetwork) == {"cpu", "mps"}
+        assert registry.usable_devices(OnnxNetwork) == {"cpu"}
+        found = candidates.candidates(Wish(device="mps", reduced=True), TorchNetwork)
+        assert [one.precision for one in found] == ["float32", "float16"]
 
 
 def test_a_missing_engine_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "installed_engines", list)
+    monkeypatch.setattr(candidates, "installed_engines", lambda kind: [])
     with pytest.raises(MissingExtraError, match=r"segserve\[onnx\]"):
-        candidates.candidates(Wish("onnxruntime"))
+        candidates.candidates(Wish("onnxruntime"), OnnxNetwork)
+    with pytest.raises(MissingExtraError, match=r"segserve\[torch\]"):
+        candidates.candidates(Wish("torch"), TorchNetwork)
 
 
 def test_differences_are_of_probabilities() -> None:

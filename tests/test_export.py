@@ -15,8 +15,9 @@ from torch import nn
 
 from segserve.models.catalog import ARCHITECTURES
 from segserve.models.catalog.architectures import Architecture, architecture
+from segserve.models.names import NETWORK_FILE, WEIGHTS_FILE
 from segserve.tiles.frame import crop, pad
-from segserve.training.export import ONNX_FILE, SAFE_FILE, STATE_FILE, write_onnx, write_weights
+from segserve.training.export import SAFE_FILE, write_onnx, write_weights
 from segserve.training.loss import training_loss
 from segserve.training.network.build import build_network
 from segserve.training.network.possible import impossible
@@ -50,8 +51,8 @@ def check_export(kind: Architecture, encoder: str, folder: Path) -> None:
         network, folder, channels=3, divisor=kind.size_divisor, least=kind.size_least, properties={"classes": ["a"]}
     )
     assert why_not is None
-    assert [path.name for path in folder.iterdir()] == [ONNX_FILE]
-    session = ort.InferenceSession(folder / ONNX_FILE, providers=["CPUExecutionProvider"])
+    assert [path.name for path in folder.iterdir()] == [NETWORK_FILE]
+    session = ort.InferenceSession(folder / NETWORK_FILE, providers=["CPUExecutionProvider"])
     assert [port.name for port in [*session.get_inputs(), *session.get_outputs()]] == ["input", "output"]
     random = np.random.default_rng(1)
     for batch, height, width in SIZES:
@@ -67,7 +68,7 @@ def check_export(kind: Architecture, encoder: str, folder: Path) -> None:
 
 def test_a_unet_is_exported_as_one_file_that_knows_its_classes(tmp_path: Path) -> None:
     check_export(architecture("unet"), "mobilenet_v2", tmp_path)
-    model = onnx.load(tmp_path / ONNX_FILE, load_external_data=False)
+    model = onnx.load(tmp_path / NETWORK_FILE, load_external_data=False)
     onnx.checker.check_model(model)
     assert all(tensor.data_location == onnx.TensorProto.DEFAULT for tensor in model.graph.initializer)
     assert json.loads({entry.key: entry.value for entry in model.metadata_props}["classes"]) == ["a"]
@@ -125,7 +126,7 @@ def test_an_export_that_fails_is_told_without_details_of_the_server(tmp_path: Pa
 def test_weights_are_written_twice_under_the_librarys_names(tmp_path: Path) -> None:
     network = build_network("unet", "mobilenet_v2", 3, 2)
     write_weights(network, tmp_path)
-    plain = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    plain = torch.load(tmp_path / WEIGHTS_FILE, weights_only=True)
     safe = load_file(tmp_path / SAFE_FILE)
     assert plain.keys() == safe.keys() == network.state_dict().keys()
     for name, tensor in network.state_dict().items():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from typer.testing import CliRunner
 
 from segserve.cli import app as command_line
@@ -188,3 +189,65 @@ def test_a_network_that_cannot_be_loaded_is_told_once(tmp_path: Path, infer: Inf
     assert ended.returncode == 1
     assert ended.stderr.count(str(network)) == 1
     assert "segmented" not in ended.stdout
+
+
+def infer_here(*arguments: str) -> str:
+    """Run the command in this process, which has torch already; what it complained of, empty if it worked."""
+    ended = CliRunner().invoke(command_line, ["infer", *arguments])
+    assert (ended.exit_code == 0) == ("segserve:" not in ended.stderr), ended.output
+    return str(ended.stderr) if ended.exit_code else ""
+
+
+@pytest.fixture
+def point_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """A network whose labels are exact; its files are made in `tmp_path`, in every form but ONNX."""
+    pytest.importorskip("itkit")
+    monkeypatch.setenv("SEGSERVE_STATE_DIR", str(tmp_path / "state"))
+    network, patch = torch.nn.Conv3d(1, 2, 1), torch.zeros(1, 1, 8, 8, 8)
+    weights = {"weight": torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1, 1), "bias": torch.tensor([150.0, 0.0])}
+    network.load_state_dict(weights)
+    torch.jit.trace(network, patch).save(tmp_path / "net.pt")
+    torch.export.save(torch.export.export(network, (patch,)), tmp_path / "net.pt2")
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    conv = "type=Conv3d, in_channels=1, out_channels=2, kernel_size=1"
+    (tmp_path / "config.py").write_text(f"from torch.nn import Conv3d\nmodel = dict(backbone=dict({conv}))\n")
+    return network
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_of_network_is_taken(point_network: torch.nn.Module, tmp_path: Path) -> None:
+    stored, out, config = scan(), tmp_path / "out.mha", str(tmp_path / "config.py")
+    more = [str(nifti(tmp_path / "v.nii.gz", stored)), "-o", str(out), "--patch-size", "8", "8", "8"]
+    for arguments in (["net.pt"], ["net.pt2"], ["net.pth", "--config", config]):
+        assert not infer_here(str(tmp_path / arguments[0]), *arguments[1:], *more)
+        np.testing.assert_array_equal(labels_of(out), stored > 150)
+        out.unlink()
+
+    unfit = [str(tmp_path / "net.pth"), *more]
+    assert "Config file required" in infer_here(*unfit)
+    torch.save({"weight": point_network.weight, "others": torch.zeros(1)}, tmp_path / "net.pth")
+    assert "others" in infer_here(*unfit, "--config", config)
+    assert "others" in infer_here(*unfit, "--config", config, "--strict")
+    assert not infer_here(*unfit, "--config", config, "--no-strict")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, the owner counts")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("network", ["net.pt", "net.pt2", "net.pth"])
+def test_code_that_others_may_change_is_not_run(
+    point_network: torch.nn.Module, tmp_path: Path, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / ("config.py" if network == "net.pth" else network)
+    code.chmod(0o666)
+    assert point_network
+    image, out = nifti(tmp_path / "v.nii.gz", scan()), tmp_path / "out.mha"
+    command = [str(tmp_path / network), str(image), "-o", str(out), "--patch-size", "8", "8", "8"]
+    command += ["--config", str(code)] if network == "net.pth" else []
+    sentence = infer_here(*command)
+    assert "--trust" in sentence
+    assert str(code) in sentence
+    assert not out.exists()
+    assert not infer_here(*command, "--trust", str(tmp_path))
+    out.unlink()
+    monkeypatch.setenv("SEGSERVE_MODEL_DIR", str(tmp_path))
+    assert not infer_here(*command)

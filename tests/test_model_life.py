@@ -3,124 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
-from fastapi import FastAPI
 
-from segserve.api.build import create_app
-from segserve.api.slicer.door import Door
 from segserve.errors import BadInputError
-from segserve.settings import Settings
-from segserve.state import StateDir
-from segserve.workers.placement import Call, Kind, Listener, WorkerDiedError
-from segserve.workers.supervisor import Supervisor
-from tests.serving import start_server, wait_until
-from tests.small_networks import assert_labels, save_volume, threshold_network
-
-IMAGE = {"image": ("image.nii.gz", b"a volume")}
-
-
-class FakeWorker:
-    """Computes on a GPU unless the load says otherwise."""
-
-    def __init__(self, placement: FakePlacement) -> None:
-        self.device = ""
-        self._alive = True
-        self._loading: asyncio.Future[None] | None = None
-        self._placement = placement
-
-    @property
-    def alive(self) -> bool:
-        return self._alive
-
-    async def call(self, call: Call, listen: Listener | None = None) -> dict[str, Any]:
-        del listen
-        if call.verb == "load":
-            return await self._load(call.body["request"])
-        if not self._alive:
-            raise WorkerDiedError("it has ended", began=False)
-        call.outputs["labels"].write_bytes(self.device.encode())
-        numbers = {"patches": 2, "skipped": 0, "seconds": 3.0, "warnings": []}
-        return {**numbers, "engine": "fake", "device": self.device, "precision": "float32"}
-
-    def tell(self, word: str) -> None:
-        raise NotImplementedError
-
-    async def stop(self) -> None:
-        self._alive = False
-        if self._loading:
-            self._loading.cancel()
-
-    async def _load(self, request: dict[str, Any]) -> dict[str, Any]:
-        self.device = request["inference_config"].get("forward_device", "cuda")
-        if self.device == "cpu":
-            self._loading = asyncio.ensure_future(self._placement.before_cpu())
-            await asyncio.wait([self._loading])
-            if self._loading.cancelled():
-                raise WorkerDiedError("it has ended", began=True)
-            self._loading.result()
-        computed = {"engine": "fake", "device": self.device, "precision": "float32"}
-        verdicts = [{**computed, "seconds": 1.0, "error": None, "refused": None}]
-        return {"card": {**computed, "batch": 2, "engines": verdicts}, "fingerprint": "same"}
-
-
-async def at_once() -> None:
-    """A load on the processor that takes no time."""
-
-
-@dataclass
-class FakePlacement:
-    """A machine with a GPU."""
-
-    workers: list[FakeWorker] = field(default_factory=list)
-    before_cpu: Callable[[], Coroutine[Any, Any, None]] = at_once
-
-    async def start(self, label: str, kind: Kind) -> FakeWorker:
-        del label, kind
-        self.workers.append(FakeWorker(self))
-        return self.workers[-1]
-
-    def alive(self) -> list[str]:
-        return sorted(worker.device for worker in self.workers if worker.alive)
-
-
-@dataclass
-class House:
-    """The server's application on such a machine."""
-
-    app: FastAPI
-    placement: FakePlacement
-    path: Path
-
-    def client(self) -> httpx.AsyncClient:
-        transport = httpx.ASGITransport(self.app, client=("127.0.0.1", 1))
-        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000")
-
-    async def load(self, client: httpx.AsyncClient, **config: Any) -> None:
-        body = {"name": "a", "backend_type": "onnx", "model_path": str(self.path), "inference_config": config}
-        answer = await client.post("/api/models", json=body)
-        assert answer.status_code == 200, answer.text
+from tests.fake_house import IMAGE, House, at_once, make_house
+from tests.serving import Served, start_server, wait_until
+from tests.small_networks import assert_labels, error_of, save_volume, threshold_network
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
     return make_house(tmp_path)
-
-
-def make_house(folder: Path, **settings: Any) -> House:
-    chosen = Settings(state_dir=folder / "state", **settings)
-    chosen.state_dir.mkdir()
-    app, placement = create_app(chosen, StateDir(chosen.state_dir)), FakePlacement()
-    app.state.supervisor = Supervisor(placement, chosen)
-    app.state.door = Door(app.state.supervisor)
-    (folder / "a.onnx").write_bytes(b"a network")
-    return House(app, placement, folder / "a.onnx")
 
 
 async def infer(client: httpx.AsyncClient, force_cpu: str) -> httpx.Response:
@@ -253,6 +155,51 @@ def test_a_load_on_the_processor_ends_with_the_model(house: House, *, clears: bo
             assert house.placement.alive() == []
 
     asyncio.run(story())
+
+
+def test_an_unload_does_not_wait_for_a_process_that_takes_its_time_to_die(house: House) -> None:
+    async def story() -> None:
+        gone = asyncio.Event()
+
+        async def wait() -> None:
+            await gone.wait()
+
+        async with house.client() as client:
+            await house.load(client)
+            house.placement.before_gone = wait
+            began = time.monotonic()
+            assert (await client.delete("/api/models/a")).status_code == 200
+            assert time.monotonic() - began < 2
+            closing = asyncio.create_task(house.app.state.supervisor.close())
+            await asyncio.sleep(0.1)
+            assert not closing.done()
+            gone.set()
+            await asyncio.wait_for(closing, 5)
+
+    asyncio.run(story())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there, how a process was ended cannot be told")
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGKILL, 503, "memory"), (signal.SIGTERM, 503, "outside"), (signal.SIGSEGV, 400, "crashed (SIGSEGV)")],
+)
+def test_a_process_that_ends_while_it_loads_is_told_apart(
+    server: Served, tmp_path: Path, number: signal.Signals, status: int, word: str
+) -> None:
+    network, name = threshold_network(tmp_path / "net.onnx"), f"ended by {number.name}"
+    body = {"name": name, "backend_type": "onnx", "model_path": str(network)}
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(server.post, "/api/models", json=body)
+        wait_until(lambda: server.pids_of(name), 10)
+        for pid in server.pids_of(name):
+            os.kill(pid, number)
+        answer = loading.result(30)
+    sentence = error_of(answer, status)
+    assert str(network) in sentence
+    assert word in sentence
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    assert name not in server.get("/api/info").json()["models"]
 
 
 def test_an_idle_models_process_ends_and_the_next_request_starts_another(tmp_path: Path) -> None:

@@ -18,9 +18,14 @@ FREE: FreeShape = (None, 1, None, None, None)
 FIXED: FreeShape = (1, 1, 32, 40, 48)
 
 
-def plan(shape: FreeShape = FREE, metadata: dict[str, str] | None = None, **body: object) -> Plan:
+def plan(
+    shape: FreeShape = FREE,
+    metadata: dict[str, str] | None = None,
+    devices: tuple[str, ...] = ("cpu",),
+    **body: object,
+) -> Plan:
     request = parse_load_request({"name": "m", "backend_type": "onnx", "model_path": "m.onnx", **body})
-    return make_plan(request, read_metadata(metadata or {}), shape, default_patch=96, cuda=False)
+    return make_plan(request, read_metadata(metadata or {}), shape, default_patch=96, devices=devices)
 
 
 def test_the_request_wins_over_the_metadata_key_by_key() -> None:
@@ -58,6 +63,35 @@ def test_a_stride_above_the_patch_in_force_becomes_half_of_it() -> None:
     found = plan(FIXED, inference_config={"patch_stride": [64, 20, 48]})
     assert found.patch_stride == (16, 20, 48)
     assert any("patch_stride" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("asked", "here", "taken", "warned"),
+    [
+        ({}, ("cpu", "cuda"), None, ""),
+        ({"forward_device": "cpu"}, ("cpu", "cuda"), "cpu", ""),
+        ({"forward_device": "cuda:1"}, ("cpu", "cuda"), "cuda:1", ""),
+        ({"forward_device": "cuda"}, ("cpu",), None, "runs on the CPU"),
+        ({"forward_device": "cpu", "accumulate_device": "cuda"}, ("cpu",), "cpu", "runs on the CPU"),
+        ({"forward_device": "cuda", "accumulate_device": "cpu"}, ("cpu", "mps"), None, "use cuda"),
+        ({"forward_device": "mps"}, ("cpu", "mps"), "mps", ""),
+        ({"forward_device": "mps"}, ("cpu", "cuda"), None, "use mps"),
+    ],
+)
+def test_devices_that_are_not_here_are_a_warning(
+    asked: dict[str, str], here: tuple[str, ...], taken: str | None, warned: str
+) -> None:
+    found = plan(devices=here, inference_config={"patch_size": 8, **asked})
+    assert found.wish.device == taken
+    assert [warned in warning for warning in found.warnings] == ([True] if warned else [])
+
+
+@pytest.mark.parametrize(("text", "threshold"), [("0.3", 0.3), ("0", 0.5), ("1", 0.5), ("nan", 0.5), ("half", 0.5)])
+def test_the_threshold_of_one_class_lies_between_none_and_all(text: str, threshold: float) -> None:
+    found = plan(metadata={"binary_segment_threshold": text}, inference_config={"patch_size": 8})
+    assert found.threshold == threshold
+    assert bool(found.warnings) == (text != "0.3")
+    assert plan(inference_config={"patch_size": 8}).threshold == 0.5
 
 
 @given(patch=st.integers(1, 200), stride=st.integers(1, 200))
@@ -113,7 +147,12 @@ def test_metadata_that_could_not_be_sent_on_is_ignored() -> None:
     assert plan(metadata={"labels": "[" * 100_000}).labels is None
 
 
-@given(st.dictionaries(st.sampled_from(["inference_config", "labels", "window_level", "activation"]), st.text()))
+@given(
+    st.dictionaries(
+        st.sampled_from(["inference_config", "labels", "window_level", "activation", "binary_segment_threshold"]),
+        st.text(),
+    )
+)
 def test_no_metadata_stops_a_model_from_loading(metadata: dict[str, str]) -> None:
     assert plan(metadata=metadata).patch_size == (96, 96, 96)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from segserve.errors import BadInputError
 from segserve.settings import Settings, is_loopback
 
 
@@ -59,3 +60,25 @@ def test_local_names(host: str) -> None:
 def test_other_names(host: str) -> None:
     assert not is_loopback(host)
     assert Settings(host=[host]).off_loopback
+
+
+@pytest.mark.parametrize(
+    ("given", "names"), [("all", None), (" none ", []), ("a", ["a"]), ("Liver (CT), b,,", ["Liver (CT)", "b"])]
+)
+def test_what_is_to_be_preloaded(given: str, names: list[str] | None) -> None:
+    assert Settings(preload=given).preloaded == names
+
+
+def test_model_folders_are_trusted_and_links_to_them_followed(
+    settings_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real, target_is_directory=True)
+    settings_toml.write_text(f"trust = ['{tmp_path}']\n")
+    monkeypatch.setenv("SEGSERVE_MODEL_DIR", f"{tmp_path / 'link'},{real}")
+    settings = Settings()
+    settings.check_folders()
+    assert settings.trusted == [real.resolve(), real.resolve(), tmp_path.resolve()]
+    with pytest.raises(BadInputError, match="gone of the setting trust"):
+        Settings(trust=[tmp_path / "gone"]).check_folders()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import DTypeLike
 
+from tests.fake_house import make_house
 from tests.serving import Served, start_server, wait_until
 from tests.small_networks import (
     assert_labels,
@@ -234,11 +237,27 @@ def test_mmengine_needs_its_config(door: Served, good: Path) -> None:
         assert error_of(answer, 400).startswith("Config file required for MMEngine: /nowhere/config.py")
 
 
-def test_mmengine_without_its_extra_is_501(door: Served, good: Path, tmp_path: Path) -> None:
+def test_kinds_whose_extra_is_missing_are_501(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = make_house(tmp_path)
     config = tmp_path / "config.py"
     config.write_text("model = dict()\n")
-    body = {"backend_type": "MMEngine", "model_path": str(good), "config_path": str(config)}
-    assert "segserve[mmengine]" in error_of(door.post("/api/model", json=body), 501)
+    find = importlib.util.find_spec
+    absent = {"torch", "mmengine", "itkit"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else find(name))
+
+    async def story() -> None:
+        async with house.client() as client:
+            body = {"model_path": str(house.path), "config_path": str(config)}
+            for kind, extra in (("MMEngine", "mmengine"), ("TorchScript", "torch"), ("PT2", "torch")):
+                answer = await client.post("/api/model", json={**body, "backend_type": kind})
+                assert answer.status_code == 501, answer.text
+                assert f"segserve[{extra}]" in answer.json()["error"]
+            answer = await client.post("/api/model", json={**body, "backend_type": "caffe"})
+            assert answer.status_code == 400
+            assert answer.json()["error"].endswith("Known: onnx, mmengine, torchscript, pt2.")
+            assert (await client.post("/api/model", json={**body, "backend_type": "ONNX"})).status_code == 200
+
+    asyncio.run(story())
 
 
 def test_infer_refusals_have_the_published_texts(door: Served, image: Path) -> None:
@@ -359,7 +378,9 @@ def assert_refused_with_grace(door: Served, answer: requests.Response, sent: str
             assert inside not in sentence or inside in sent, sentence
 
 
-WORDS = st.sampled_from(["onnx", "mmengine", "good", "", "/nowhere", "a\x00b", "../x", "x" * 5000, "\ud800", "nan"])
+WORDS = st.sampled_from(
+    ["onnx", "mmengine", "torchscript", "pt2", "good", "", "/nowhere", "a\x00b", "../x", "x" * 5000, "\ud800", "nan"]
+)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 2**63, 1e308])
 VALUES = st.recursive(
     st.none() | st.booleans() | NUMBERS | WORDS | st.text(max_size=8),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from segserve.errors import BadInputError
 from segserve.volumes.blend import window_weights
 from segserve.volumes.grid import Grid, window_starts
-from segserve.volumes.labels import above_half, above_zero, highest_class
+from segserve.volumes.labels import above, highest_class
 from segserve.volumes.sliding import Decide, Sweep, Windows, check_finite
 
 SMALL = st.integers(1, 9)
@@ -100,7 +100,16 @@ def test_labels_equal_those_of_the_slow_way(
         np.testing.assert_allclose(chosen, mean.max(axis=0), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("decide", "threshold"), [(above_zero, 0.0), (above_half, 0.5)])
+@pytest.mark.parametrize(
+    ("decide", "threshold"),
+    [
+        (above(0.5, "sigmoid"), 0.0),
+        (above(0.5, "none"), 0.5),
+        (above(0.25, "none"), 0.25),
+        (above(0.75, "sigmoid"), math.log(3)),
+        (above(0.25, "sigmoid"), -math.log(3)),
+    ],
+)
 def test_one_class_is_decided_by_its_mean(decide: Decide, threshold: float) -> None:
     engine = PlaceNetwork(1, (4, 4, 4), 1)
     volume = np.random.default_rng(1).integers(-9, 9, (7, 9, 6)).astype(np.float32)

@@ -22,6 +22,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from segserve.errors import BadInputError
 from segserve.logs import LogFormat
 
 DEFAULT_HOSTS = ("127.0.0.1", "::1")
@@ -62,6 +63,15 @@ class Settings(BaseSettings):
         default_factory=default_state_dir,
         validation_alias=AliasChoices("SEGSERVE_STATE_DIR", "SEGSERVE_HOME"),
         description="Folder for everything the server keeps: models, key, spool. Also SEGSERVE_HOME.",
+    )
+    model_dir: Annotated[list[Path], NoDecode, BeforeValidator(_split)] = Field(
+        [], description="Folder whose models are offered, each under its name; may be repeated. Its code is trusted."
+    )
+    preload: str = Field(
+        "all", description="Models of model_dir to load at the start: `all`, `none`, or names separated by commas."
+    )
+    trust: Annotated[list[Path], NoDecode, BeforeValidator(_split)] = Field(
+        [], description="Folder whose configurations and PyTorch networks may be run, as code; may be repeated."
     )
     debug: bool = Field(False, description="Log at level DEBUG. Nothing else changes.")
     log_format: LogFormat = Field("text", description="Log lines as `text`, or as `json`: an object a line.")
@@ -138,6 +148,30 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, then the environment, then the settings file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, settings_file())
+
+    def check_folders(self) -> None:
+        """Refuse folders that are not there.
+
+        Raises:
+            BadInputError: naming the first one.
+        """
+        for name, folders in (("model_dir", self.model_dir), ("trust", self.trust)):
+            for folder in folders:
+                if not folder.is_dir():
+                    raise BadInputError(f"The folder {folder} of the setting {name} is not there.")
+
+    @property
+    def trusted(self) -> list[Path]:
+        """The folders whose code may be run, links resolved."""
+        return [folder.resolve() for folder in (*self.model_dir, *self.trust)]
+
+    @property
+    def preloaded(self) -> list[str] | None:
+        """The names of the models to load at the start; None for every one."""
+        chosen = self.preload.strip()
+        if chosen in {"all", "none"}:
+            return None if chosen == "all" else []
+        return [name.strip() for name in chosen.split(",") if name.strip()]
 
     @property
     def off_loopback(self) -> bool:

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from segserve import __version__
-from segserve.api import ops, qupath, slicer
+from segserve.api import front, ops, qupath, slicer
 from segserve.api.answers import install_error_answers
 from segserve.api.context import RequestContext
 from segserve.api.guard import Guard
@@ -31,6 +31,7 @@ from segserve.models.classifiers import ClassifierStore
 from segserve.settings import Settings
 from segserve.state import StateDir
 from segserve.workers.inspector import Inspector
+from segserve.workers.offers import Offers
 from segserve.workers.placement import Placement
 from segserve.workers.placement.local import LocalPlacement
 from segserve.workers.placement.watched import WatchedPlacement
@@ -44,7 +45,11 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
     Args:
         settings: in force for this server.
         state: acquired at start unless the caller has done so.
+
+    Raises:
+        BadInputError: a folder of the settings is not there.
     """
+    settings.check_folders()
     app: FastAPI = FastAPIOffline(
         title="Segserve",
         version=__version__,
@@ -57,9 +62,10 @@ def create_app(settings: Settings, state: StateDir) -> FastAPI:
     local = LocalPlacement(state.root, debug=settings.debug, log_format=settings.log_format)
     placement = WatchedPlacement(local, metrics)
     app.state.supervisor = Supervisor(placement, settings)
-    app.state.door = Door(app.state.supervisor)
+    app.state.door = Door(app.state.supervisor, Offers(app.state.supervisor, settings))
     app.state.hall = _hall(settings, state, placement)
     _watch(app, metrics, placement)
+    app.include_router(front.router)
     app.include_router(ops.router)
     app.include_router(slicer.router)
     app.include_router(qupath.router)
@@ -79,7 +85,7 @@ def _watch(app: FastAPI, metrics: Metrics, placement: WatchedPlacement) -> None:
 
 
 def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
-    classifiers = ClassifierStore(state.models)
+    classifiers = ClassifierStore(state.models, folders=settings.model_dir)
     book = Book(lambda: SqlJobStore(state.job_records))
     weights_dir = str(settings.weights_dir.absolute()) if settings.weights_dir else None
     options = {"weights_dir": weights_dir, "data_memory": int(settings.data_memory)}
@@ -93,7 +99,7 @@ async def close_core(app: FastAPI) -> None:
     """End every process, trainings with a checkpoint. Doing so twice changes nothing."""
     app.state.readiness.closing = True
     hall: Hall = app.state.hall
-    parts = (app.state.supervisor, hall.inspector, hall.scanner, hall.tiles, hall.runner)
+    parts = (app.state.door.offers, app.state.supervisor, hall.inspector, hall.scanner, hall.tiles, hall.runner)
     await asyncio.gather(*(part.close() for part in parts))
 
 
@@ -123,6 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             app.state.settings, state
         )  # better no server than one that finds at the first request that it has no key
     await app.state.hall.runner.start()
+    await app.state.door.offers.begin()
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, distribution, metadata
+from importlib.metadata import distribution, metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +19,14 @@ from segserve.api.qupath.gpu import training_devices
 from segserve.cli.options import read_settings
 from segserve.engines.registry import ENGINES, cuda_is_usable
 from segserve.errors import human_bytes
-from segserve.extras import has_torch
+from segserve.extras import has_torch, installed_version
 from segserve.settings import settings_file
 from segserve.state import StateDir
 
 PURPOSES = {
     "onnx": "a second engine for ONNX networks, often the faster one",
-    "torch": "training pixel classifiers",
+    "torch": "training pixel classifiers; TorchScript and torch.export networks",
+    "mmengine": "ITKIT models: MMEngine configs with PyTorch checkpoints",
     "cuda": "training and ONNX networks on NVIDIA GPUs; in place of onnx",
     "all": "everything a server can use",
     "dev": "working on Segserve itself",
@@ -66,7 +67,7 @@ def _devices() -> Iterator[str]:
     if devices.has_apple_gpu():
         yield "Apple GPU: present"
     if gpus and not cuda_is_usable():
-        yield "volumes run on the processor: no engine of this version uses the GPU"
+        yield "volumes run on the processor: no installed engine uses the GPU"
     if has_torch():
         yield f"trainings run on: {', '.join(training_devices())}"
     if not gpus and not devices.has_apple_gpu():
@@ -84,7 +85,7 @@ def _engines() -> Iterator[str]:
                 f"pip uninstall -y {' '.join(engine.package for engine in found)}, then pip install the one you want"
             )
         elif found:
-            yield f"{name}: {found[0].version()}, on {', '.join(found[0].devices)}"
+            yield f"{name}: {found[0].version()}, on {', '.join(found[0].usable_devices())}"
         else:
             yield f"{name}: missing: pip install {' or '.join(engine.package for engine in packages)}"
 
@@ -104,16 +105,8 @@ def _missing_of(extra: str) -> Iterator[str]:
             continue
         if requirement.marker.evaluate({"extra": ""}):
             continue
-        if not any(_installed(name) for name in (requirement.name, *STAND_INS.get(requirement.name, ()))):
+        if not any(installed_version(name) for name in (requirement.name, *STAND_INS.get(requirement.name, ()))):
             yield requirement.name
-
-
-def _installed(package: str) -> bool:
-    try:
-        distribution(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 def _directories(state: StateDir) -> Iterator[str]:

@@ -13,7 +13,8 @@ import typer
 from segserve.cli.folder import pairs_in, segment_all, sentence
 from segserve.cli.options import read_settings
 from segserve.cli.output import fail
-from segserve.errors import MissingExtraError, SegserveError
+from segserve.errors import SegserveError
+from segserve.models.backends import CHECKPOINTS, MMENGINE, ONNX, backend_of, check_request
 from segserve.models.request import LoadRequest, parse_load_request
 from segserve.settings import Settings
 from segserve.state import StateDir
@@ -22,13 +23,21 @@ Triple = tuple[int, int, int] | None
 
 
 def infer(
-    model: Annotated[Path, typer.Argument(help="The ONNX network.")],
+    model: Annotated[
+        Path, typer.Argument(help="The network: .onnx, TorchScript (.ts, .pt), .pt2, or a checkpoint with --config.")
+    ],
     image: Annotated[Path, typer.Argument(help="The volume (NIfTI, NRRD or MetaImage), or a folder of volumes.")],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="The labels: .nii.gz, .nii, .nrrd or .mha; for a folder, the folder."),
     ],
-    config: Annotated[Path | None, typer.Option(help="MMEngine configuration; not for ONNX networks.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The MMEngine configuration of a checkpoint.")] = None,
+    strict: Annotated[
+        bool | None, typer.Option(help="Whether a checkpoint must fit its network; it must unless told otherwise.")
+    ] = None,
+    trust: Annotated[
+        list[Path] | None, typer.Option(help="Folder whose configurations and PyTorch networks may be run as code.")
+    ] = None,
     window_level: Annotated[float | None, typer.Option(help="Centre of the intensity window.")] = None,
     window_width: Annotated[float | None, typer.Option(help="Width of the intensity window.")] = None,
     patch_size: Annotated[Triple, typer.Option(help="Patch, Z Y X voxels.")] = None,
@@ -47,8 +56,9 @@ def infer(
     }
     body = {
         "name": model.stem or "model",
-        "backend_type": "onnx",
         "model_path": str(model),
+        "config_path": str(config) if config else None,
+        "strict": strict,
         "inference_config": {key: value for key, value in sent.items() if value is not None},
     }
     window = (window_level, window_width)
@@ -56,11 +66,9 @@ def infer(
     _check_paths(model, image, output, several=several)
     pairs = pairs_in(image, output) if several else [(image, output)]
     try:
-        if config:
-            raise MissingExtraError(
-                "MMEngine models need the extra segserve[mmengine], which is not part of this version."
-            )
-        request, settings = parse_load_request(body), read_settings({})
+        settings = read_settings({"trust": trust} if trust else {})
+        request = parse_load_request({**body, "backend_type": _backend(model, config)})
+        check_request(request)
         if several:
             output.mkdir(parents=True, exist_ok=True)
             segment_all(pairs, lambda: _load(request, window, settings))
@@ -68,6 +76,14 @@ def infer(
             _load(request, window, settings)(image, output)
     except (SegserveError, OSError) as error:
         fail(f"{model} on {image}: {sentence(error, output)}")
+
+
+def _backend(model: Path, config: Path | None) -> str:
+    """The kind of a network; a file of an unknown ending is taken for ONNX, and what it is instead is then told."""
+    backend = backend_of(model)
+    if backend is None and (config or model.suffix.lower() in CHECKPOINTS):
+        return MMENGINE
+    return backend or ONNX
 
 
 def _check_paths(model: Path, image: Path, output: Path, *, several: bool) -> None:
@@ -96,7 +112,7 @@ def _load(
     from segserve.volumes.source import Limits
 
     choices = StateDir(settings.state_dir).cache
-    network = VolumeModel.load(request, default_patch=settings.default_patch, choices=choices)
+    network = VolumeModel.load(request, default_patch=settings.default_patch, choices=choices, trusted=settings.trusted)
     for warning in network.plan.warnings:
         typer.echo(f"note: {warning}", err=True)
     limits = Limits(settings.max_decompressed, settings.max_voxels, settings.memory_limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,9 @@ import typer
 
 from segserve.cli.options import read_settings
 from segserve.cli.output import fail
-from segserve.models.store import stored_models
+from segserve.errors import by
+from segserve.models.classifiers import ClassifierStore
+from segserve.models.shelf import look_at
 from segserve.settings import Settings
 from segserve.state import StateDir
 
@@ -25,16 +28,39 @@ def models(
     """List the models of the running server, or those on disk when none runs."""
     settings = read_settings({"state_dir": state_dir} if state_dir else {})
     state = StateDir(settings.state_dir)
-    loaded = _ask_server(state, settings)
-    if loaded is None:
-        stored = ", ".join(path.name for path in stored_models(state.models)) or "none"
+    models = _ask_server(state, settings)
+    if models is None:
         typer.echo(f"No server answers on the state directory {state.root} (another one? --state-dir).")
-        typer.echo(f"Models on disk: {stored}")
-        return
-    typer.echo(f"{len(loaded)} loaded" + (":" if loaded else "."))
-    for name, model in loaded.items():
-        patch = " x ".join(str(size) for size in model["patch_size"])
-        typer.echo(f"  {name}: {model['num_classes']} classes, patch {patch}, {model['engine']} on {model['device']}")
+        _list("in the model folders (model_dir)", _offered(settings.model_dir))
+    else:
+        _list("loaded", [_loaded_line(name, model) for name, model in models.items() if model["loaded"]])
+        _list("offered", [_offered_line(name, model) for name, model in models.items() if not model["loaded"]])
+    classifiers = ClassifierStore(state.models, folders=settings.model_dir).all()
+    _list("pixel classifiers", [f"{entry.id}: {entry.name}" for entry in classifiers])
+
+
+def _list(what: str, lines: list[str]) -> None:
+    typer.echo(f"{len(lines)} {what}" + (":" if lines else "."))
+    for line in lines:
+        typer.echo(f"  {line}")
+
+
+def _loaded_line(name: str, model: dict[str, Any]) -> str:
+    patch = by(model["patch_size"])
+    return f"{name}: {model['num_classes']} classes, patch {patch}, {model['engine']} on {model['device']}"
+
+
+def _offered_line(name: str, model: dict[str, Any]) -> str:
+    state = model.get("error") or ("is being loaded" if model.get("loading") else "loaded when a request names it")
+    return f"{name}: {model['backend_type']}, {state}"
+
+
+def _offered(folders: Sequence[Path]) -> list[str]:
+    offers, notes = look_at(folders)
+    lines = [
+        f"{offer.name}: {offer.failure.message if offer.failure else offer.body['backend_type']}" for _, offer in offers
+    ]
+    return lines + notes
 
 
 def _ask_server(state: StateDir, settings: Settings) -> dict[str, Any] | None:

@@ -47,12 +47,12 @@ def serve(settings: Settings) -> None:
         state.acquire()
         sockets = _listen(settings)
         key = api_key(settings, state) if _asks_for_key(settings) else None
+        app = create_app(settings, state)
     except SegserveError as error:
         fail(error.message)
     urls = [url(bound) for bound in sockets]
     typer.echo(banner(settings, state, urls, local_url(sockets[0]), key))
     sys.stdout.flush()
-    app = create_app(settings, state)
     config = uvicorn.Config(
         app,
         log_config=None,

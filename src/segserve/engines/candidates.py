@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from segserve.devices import cuda_devices
-from segserve.engines.base import Engine, OnnxNetwork
+from segserve.engines.base import Engine, Network, OnnxNetwork, TorchNetwork
 from segserve.engines.registry import AUTO, ENGINES, installed_engines
 from segserve.errors import BadInputError, MissingExtraError
 
-REFERENCE = ("onnxruntime", "cpu", "float32")
+KINDS = {OnnxNetwork: "ONNX", TorchNetwork: "PyTorch"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Wish:
 
     Attributes:
         engine: an engine's name, or `auto`.
-        device: `cpu`, `cuda` or `cuda:N`, or None for any.
+        device: `cpu`, `cuda`, `cuda:N` or `mps`, or None for any.
         reduced: whether precisions below float32 are permitted.
     """
 
@@ -44,61 +44,85 @@ class Candidate:
         return f"{self.engine} on {self.device} in {self.precision}"
 
 
-def candidates(wish: Wish) -> list[Candidate]:
-    """Every candidate on this machine, float32 before reduced precision; the first is the reference for the others.
+# The implementation that goes by the standard's own text, and the one that the network was made with.
+REFERENCES = (Candidate("onnxruntime", "cpu", "float32"), Candidate("torch", "cpu", "float32"))
 
-    ONNX Runtime on the processor comes first where it is installed: it is the implementation that goes by the
-    standard's own text.
+
+def candidates(wish: Wish, kind: type[Network]) -> list[Candidate]:
+    """Every candidate on this machine for a kind of network; the first is the reference for the others.
+
+    That is one of `REFERENCES` where it is installed. The others are in the order in which they are worth trying:
+    float32 before reduced precision, a GPU before the processor.
 
     Raises:
         MissingExtraError: the engine asked for is not installed; names the extra.
-        BadInputError: it cannot use the device asked for.
+        BadInputError: it does not run such networks, or cannot use the device asked for.
     """
-    names = {engine.name for engine in installed_engines() if OnnxNetwork in engine.networks}
-    if wish.engine != AUTO and wish.engine not in names:
-        raise MissingExtraError(
-            f"The engine {wish.engine} needs the optional part 'onnx' of Segserve: on the server's machine, "
-            f"run pip install 'segserve[onnx]' and start the server again."
-        )
-    found = [candidate for name in names for candidate in _of_engine(name, wish) if _meets(candidate, wish)]
+    _refuse_engine(wish.engine, kind)
+    found = [one for one in _all(wish.device, kind) if _meets(one, wish)]
     if not found:
         raise BadInputError(f"The engine {wish.engine} cannot use the device {wish.device} on this machine.")
-    return sorted(
-        found, key=lambda one: (not one.exact, (one.engine, one.device, one.precision) != REFERENCE, str(one))
-    )
+    return sorted(found, key=lambda one: (not one.exact, one not in REFERENCES, one.device == "cpu", str(one)))
 
 
-def start(candidate: Candidate, network: OnnxNetwork) -> Engine:
+def start(candidate: Candidate, network: Network) -> Engine:
     """The engine with the network in it.
 
     Raises:
-        EngineError: it cannot read the network.
+        EngineError: it cannot read the network, or not use the device.
     """
-    if candidate.engine == "onnxruntime":
+    if isinstance(network, OnnxNetwork) and candidate.engine == "onnxruntime":
         from segserve.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(network, candidate.device, candidate.precision)
+    if isinstance(network, TorchNetwork) and candidate.engine == "torch":
+        from segserve.engines.torch import TorchEngine
+
+        return TorchEngine(network, candidate.device, candidate.precision)
     from segserve.engines.openvino import OpenVINOEngine
 
     return OpenVINOEngine(network, candidate.precision)
 
 
-def _of_engine(name: str, wish: Wish) -> list[Candidate]:
-    if name == "onnxruntime":
+def _refuse_engine(name: str, kind: type[Network]) -> None:
+    able = {engine.name: engine for engine in reversed(ENGINES) if kind in engine.networks}
+    if name == AUTO or name in {engine.name for engine in installed_engines(kind)}:
+        return
+    if name not in able:
+        raise BadInputError(
+            f"The engine {name} does not run {KINDS[kind]} networks: ask for {', '.join(sorted(able))} or {AUTO}."
+        )
+    extra = able[name].extra
+    raise MissingExtraError(
+        f"The engine {name} needs the optional part {extra!r} of Segserve: on the server's machine, "
+        f"run pip install 'segserve[{extra}]' and start the server again."
+    )
+
+
+def _all(device: str | None, kind: type[Network]) -> set[Candidate]:
+    """Every way to run a kind of network here; `device` may name one of several GPUs."""
+    found = set()
+    for engine in installed_engines(kind):
+        for usable in engine.usable_devices():
+            place = device if device and device.partition(":")[0] == usable else usable
+            found |= {Candidate(engine.name, place, precision) for precision in _precisions(engine.name, usable)}
+    return found
+
+
+def _precisions(engine: str, device: str) -> Sequence[str]:
+    if device == "cpu":
+        from segserve.engines.openvino import reduced_precisions
+
+        # OpenVINO knows the processor; of what it names, torch is faster in bfloat16 alone.
+        known = {"openvino": reduced_precisions(), "torch": [one for one in reduced_precisions() if one == "bfloat16"]}
+        return ["float32", *known.get(engine, [])]
+    if engine == "onnxruntime":
         from segserve.engines.onnxruntime import CUDA_PRECISIONS
 
-        cuda = wish.device if wish.device and wish.device.startswith("cuda") else "cuda"
-        on_gpu = [Candidate(name, cuda, precision) for precision in CUDA_PRECISIONS] if _cuda_with(name) else []
-        return [Candidate(name, "cpu", "float32"), *on_gpu]
-    from segserve.engines.openvino import reduced_precisions
+        return list(CUDA_PRECISIONS)
+    from segserve.engines.torch import GPU_PRECISIONS
 
-    return [Candidate(name, "cpu", precision) for precision in ("float32", *reduced_precisions())]
-
-
-def _cuda_with(name: str) -> bool:
-    return bool(cuda_devices()) and any(
-        engine.name == name and "cuda" in engine.devices and engine.version() for engine in ENGINES
-    )
+    return GPU_PRECISIONS[device]
 
 
 def _meets(candidate: Candidate, wish: Wish) -> bool:

@@ -5,86 +5,25 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segserve.engines import agreement
-from segserve.engines.base import Engine, EngineError, OnnxNetwork
+from segserve.engines.base import Engine, EngineError, Network
 from segserve.engines.candidates import Candidate, Wish, candidates, start
+from segserve.engines.verdict import Batch, Choice, Trial, Verdict
 
 log = logging.getLogger(__name__)
 
 TIMING_SECONDS = 60.0
 MOST_REPEATS, REPEAT_SECONDS = 5, 1.0
-
-Batch = NDArray[np.float32]
-Check = Callable[[Batch], str]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What candidates are tried on.
-
-    Attributes:
-        batches: real shapes, realistic values; the first is the one that is timed.
-        check: looks at the first logits, raises BadInputError if the network is no use to anybody, and says which
-            activation turns them into probabilities.
-    """
-
-    batches: Sequence[Batch]
-    check: Check
+NO_TIME = "not tried: {:.0f} s had passed"
+ROOM = 1.2  # what a candidate is expected to take, in times of the best so far
+SLOW = 0.25  # of the time that is left: a reference that takes more is run again only if it is chosen
 
 
-@dataclass
-class Verdict:
-    """What became of one candidate.
-
-    Attributes:
-        seconds: for one batch.
-        error: how far its probabilities are from the reference's; None if they were not compared.
-        refused: why it may not be used; None if it may.
-    """
-
-    engine: str
-    device: str
-    precision: str
-    seconds: float | None = None
-    error: float | None = None
-    refused: str | None = None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The engine that runs the network from now on.
-
-    Attributes:
-        repeatable: whether a patch gives the same bits whenever it is run, whatever shares its batch.
-        verdicts: of every candidate.
-    """
-
-    engine: Engine
-    repeatable: bool
-    verdicts: list[Verdict] = field(default_factory=list)
-
-    @property
-    def candidate(self) -> Candidate:
-        """What was chosen."""
-        return Candidate(self.engine.name, self.engine.device, self.engine.precision)
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        return {"chosen": asdict(self.candidate), "repeatable": self.repeatable, "engines": self.wire_verdicts()}
-
-    def wire_verdicts(self) -> list[dict[str, Any]]:
-        """The verdicts as JSON."""
-        return [asdict(verdict) for verdict in self.verdicts]
-
-
-def choose(network: OnnxNetwork, wish: Wish, trial: Trial) -> Choice:
+def choose(network: Network, wish: Wish, trial: Trial) -> Choice:
     """The fastest engine that agrees with float32.
 
     Raises:
@@ -93,22 +32,40 @@ def choose(network: OnnxNetwork, wish: Wish, trial: Trial) -> Choice:
         MissingExtraError: the engine asked for is not installed.
     """
     contest = _Contest(network, trial, time.monotonic() + TIMING_SECONDS)
-    field_of = candidates(wish)
+    field_of = candidates(wish, type(network))
     for candidate in field_of:
         contest.enter(candidate, alone=len(field_of) == 1)
     return contest.result()
 
 
-class _Contest:
-    """Candidates one after the other; only the best so far and the newest are held in memory."""
+@dataclass
+class _Entry:
+    """A candidate that may be chosen.
 
-    def __init__(self, network: OnnxNetwork, trial: Trial, deadline: float) -> None:
+    Attributes:
+        bits: digests of what it gave for each patch of the first batch.
+        repeatable: see `Choice`; None until it is run a second time.
+    """
+
+    engine: Engine
+    verdict: Verdict
+    seconds: float
+    bits: list[bytes]
+    shape: tuple[int, ...]
+    repeatable: bool | None = None
+
+
+class _Contest:
+    """Candidates one after the other; of their engines, few are held in memory: the reference, the best, the newest."""
+
+    def __init__(self, network: Network, trial: Trial, deadline: float) -> None:
         self._network = network
         self._trial = trial
         self._deadline = deadline
-        self._reference: list[Batch] = []
+        self._reference: Engine | None = None
+        self._references: list[Batch] = []
         self._activation = "softmax"
-        self._best: tuple[float, Engine, bool] | None = None
+        self._best: _Entry | None = None
         self._verdicts: list[Verdict] = []
         self._failure: EngineError | None = None
 
@@ -116,8 +73,9 @@ class _Contest:
         """Try one candidate."""
         verdict = Verdict(**asdict(candidate))
         self._verdicts.append(verdict)
-        if self._best and time.monotonic() + 2 * self._best[0] > self._deadline:
-            verdict.refused = f"not tried: {TIMING_SECONDS:.0f} s had passed"
+        missing = len(self._trial.batches) - len(self._references)
+        if self._best and (ROOM + missing) * self._best.seconds > self._left():
+            verdict.refused = NO_TIME.format(TIMING_SECONDS)
             return
         try:
             engine = start(candidate, self._network)
@@ -127,38 +85,52 @@ class _Contest:
             self._failure = self._failure or error
 
     def result(self) -> Choice:
-        if self._best is None:
+        best = self._best
+        if best is None:
             assert self._failure
             raise self._failure
-        _, engine, repeatable = self._best
-        choice = Choice(engine, repeatable, self._verdicts)
+        if best.repeatable is None:
+            self._repeat(best)
+        choice = Choice(best.engine, bool(best.repeatable), best.shape, self._verdicts)
         log.info("engine: %s", choice.candidate)
         return choice
 
+    def _left(self) -> float:
+        return self._deadline - time.monotonic()
+
     def _try(self, engine: Engine, candidate: Candidate, verdict: Verdict, *, alone: bool) -> None:
-        first = self._trial.batches[0]
         began = time.monotonic()
-        logits = engine(first)
-        seconds = time.monotonic() - began
-        bits = _bits(logits)
-        if self._reference:
+        logits = engine(self._trial.batches[0])
+        entry = _Entry(engine, verdict, time.monotonic() - began, _bits(logits), logits.shape)
+        put_off = False
+        if self._references:
             self._compare(engine, logits, candidate, verdict)
         else:
             self._activation = self._trial.check(logits)
             if not alone:
-                # Copies: an engine's own buffer lives until its next call.
-                self._reference = [logits.copy(), *(engine(batch).copy() for batch in self._trial.batches[1:])]
+                self._reference = engine
+                self._references = [logits.copy()]  # an engine's own buffer lives until its next call
+                put_off = entry.seconds > SLOW * self._left()
         if verdict.refused:
             return
-        repeatable = False
-        if time.monotonic() + seconds < self._deadline:
-            seconds, repeatable = _repeat(engine, first, bits)
-        verdict.seconds = round(seconds, 4)
-        if self._best is None or seconds < self._best[0]:
-            self._best = (seconds, engine, repeatable)
+        verdict.seconds = round(entry.seconds, 4)
+        if not put_off:
+            self._repeat(entry)
+        if self._best is None or entry.seconds < self._best.seconds:
+            self._best = entry
+
+    def _repeat(self, entry: _Entry) -> None:
+        """Run an entry again if there is time for that."""
+        if entry.seconds < self._left():
+            entry.seconds, entry.repeatable = _repeat(entry.engine, self._trial.batches[0], entry.bits)
+            entry.verdict.seconds = round(entry.seconds, 4)
 
     def _compare(self, engine: Engine, logits: Batch, candidate: Candidate, verdict: Verdict) -> None:
-        for place, (batch, reference) in enumerate(zip(self._trial.batches, self._reference, strict=True)):
+        for place, batch in enumerate(self._trial.batches):
+            if place and self._left() < 0:
+                verdict.refused = NO_TIME.format(TIMING_SECONDS)
+                return
+            reference = self._reference_for(place)
             answer = engine(batch) if place else logits
             if answer.shape != reference.shape:
                 verdict.refused = f"gives the shape {answer.shape} where {reference.shape} is right"
@@ -172,6 +144,14 @@ class _Contest:
         if not (verdict.error or 0.0) <= allowed:
             verdict.error = min(verdict.error or 0.0, 1.0)
             verdict.refused = f"its probabilities are {verdict.error:.2g} off, {allowed:g} at most is allowed"
+
+    def _reference_for(self, place: int) -> Batch:
+        """What the reference gave for a batch; the later ones are only run when there is something to compare."""
+        if self._reference and place == len(self._references):
+            self._references.append(self._reference(self._trial.batches[place]).copy())
+        if len(self._references) == len(self._trial.batches):
+            self._reference = None
+        return self._references[place]
 
 
 def _repeat(engine: Engine, batch: Batch, bits: list[bytes]) -> tuple[float, bool]:

@@ -1,8 +1,9 @@
-"""The OpenVINO engine: ONNX networks on the processor."""
+"""The OpenVINO engine: ONNX and PyTorch networks on the processor."""
 
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.devices import compute_threads
-from segserve.engines.base import EngineError, OnnxNetwork, TensorSpec, without_paths
+from segserve.engines.base import EngineError, Network, OnnxNetwork, TensorSpec, TorchNetwork, without_paths
 
 # OpenVINO reports its use to Google Analytics, from a forked process, and writes to the user's home for that. Without
 # this package, which it can do without, it does not.
@@ -26,25 +27,27 @@ DTYPES = {"f32": "float32", "f16": "float16", "f64": "float64", "boolean": "bool
 
 
 class OpenVINOEngine:
-    """An ONNX network compiled by OpenVINO, once for every shape it is fed."""
+    """A network compiled by OpenVINO, once for every shape it is fed."""
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, network: OnnxNetwork, precision: str = "float32") -> None:
-        """Read the network.
+    def __init__(self, network: Network, precision: str = "float32") -> None:
+        """Read the network; one of PyTorch is converted when the shape of its batches is known.
 
         Args:
-            network: the file, and what of it to use.
+            network: the file and what of it to use, or the module.
             precision: a key of `PRECISIONS`.
 
         Raises:
             EngineError: OpenVINO cannot read the file.
         """
         self.precision = precision
-        self._dtype = network.dtype
-        self._changing = network.changing
-        self._model = _only_output(read_model(network.path), network.output)
+        onnx = network if isinstance(network, OnnxNetwork) else None
+        self._dtype = onnx.dtype if onnx else np.dtype(np.float32)
+        self._changing = onnx is not None and onnx.changing
+        self._model: Any = _only_output(read_model(onnx.path), onnx.output) if onnx else None
+        self._network = network
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
 
@@ -66,10 +69,13 @@ class OpenVINOEngine:
             "INFERENCE_NUM_THREADS": compute_threads(),
         }
         self._shape, self._request = (), None  # the memory of the last shape is free before that of the next is taken
+        model = self._model
+        if isinstance(self._network, TorchNetwork):
+            model = _converted(self._network, shape)
         try:
             if not self._changing:
-                self._model.reshape(list(shape))
-            self._request = ov.Core().compile_model(self._model, "CPU", options).create_infer_request()
+                model.reshape(list(shape))
+            self._request = ov.Core().compile_model(model, "CPU", options).create_infer_request()
         except RuntimeError as error:
             raise EngineError(f"The network does not accept an input of shape {shape}: {reason_of(error)}") from error
         self._shape = shape
@@ -103,6 +109,18 @@ def read_model(path: Path) -> ov.Model:
         return front_end.convert(front_end.load(str(path)))
     except Exception as error:  # its own exception types are not exported, and a damaged file raises any of them
         raise EngineError(f"The file is not an ONNX network that can be read: {reason_of(error)}") from error
+
+
+@lru_cache(maxsize=1)  # the candidates of a contest differ in precision, of which this knows nothing
+def _converted(network: TorchNetwork, shape: tuple[int, ...]) -> ov.Model:
+    """A PyTorch network for batches of one shape; it shares the weights."""
+    from segserve.engines.torch import recorded
+
+    operations = recorded(network, shape)
+    try:
+        return ov.convert_model(operations, input=[(list(shape), np.float32)])
+    except Exception as error:  # its own exception types are not exported, and operations can fail in any way
+        raise EngineError(f"OpenVINO cannot convert the network: {reason_of(error)}") from error
 
 
 def _only_output(model: ov.Model, output: int) -> ov.Model:

@@ -1,12 +1,12 @@
-"""Which engines exist and which are installed, known without importing any of them."""
+"""Which engines exist, which are installed and what they can use here, known without importing any of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from segserve import devices
 from segserve.engines.base import Network, OnnxNetwork, TorchNetwork
+from segserve.extras import installed_version, torch_cuda_version
 
 AUTO = "auto"
 
@@ -27,10 +27,16 @@ class EngineInfo:
 
     def version(self) -> str | None:
         """The installed package's version, None if it is not installed."""
-        try:
-            return version(self.package)
-        except PackageNotFoundError:
-            return None
+        return installed_version(self.package)
+
+    def usable_devices(self) -> list[str]:
+        """The kinds of device that it can use and that are here."""
+        return [kind for kind in self.devices if self._can_use(kind)]
+
+    def _can_use(self, kind: str) -> bool:
+        if kind == "cuda":
+            return (self.package != "torch" or torch_cuda_version() is not None) and bool(devices.cuda_devices())
+        return kind != "mps" or devices.has_apple_gpu()
 
 
 ENGINES = (
@@ -41,11 +47,16 @@ ENGINES = (
 )
 
 
-def installed_engines() -> list[EngineInfo]:
-    """The engines whose package is installed."""
-    return [engine for engine in ENGINES if engine.version()]
+def installed_engines(kind: type[Network] | None = None) -> list[EngineInfo]:
+    """The engines whose package is installed: those that run such networks, or all."""
+    return [engine for engine in ENGINES if (kind is None or kind in engine.networks) and engine.version()]
 
 
-def cuda_is_usable() -> bool:
-    """True only if an installed engine can use a CUDA device that is there."""
-    return any("cuda" in engine.devices for engine in installed_engines()) and bool(devices.cuda_devices())
+def usable_devices(kind: type[Network] | None = None) -> set[str]:
+    """The kinds of device on which such networks, or any, can be run here."""
+    return {device for engine in installed_engines(kind) for device in engine.usable_devices()}
+
+
+def cuda_is_usable(kind: type[Network] | None = None) -> bool:
+    """True only if an installed engine that runs such networks, or any, can use a CUDA device that is there."""
+    return "cuda" in usable_devices(kind)

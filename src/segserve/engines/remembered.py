@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from segserve import __version__, devices
-from segserve.engines.base import EngineError, OnnxNetwork
+from segserve.engines.base import EngineError, Network
 from segserve.engines.candidates import Candidate, Wish, start
-from segserve.engines.choose import Choice, Trial, Verdict, choose
+from segserve.engines.choose import choose
 from segserve.engines.registry import installed_engines
+from segserve.engines.verdict import Choice, Trial, Verdict
 from segserve.state import write_whole
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 CHUNK = 2**20
 
 
-def choose_once(network: OnnxNetwork, files: Sequence[Path], wish: Wish, trial: Trial, folder: Path | None) -> Choice:
+def choose_once(network: Network, files: Sequence[Path], wish: Wish, trial: Trial, folder: Path | None) -> Choice:
     """As `choose`, but from memory where the same was chosen before on this machine.
 
     Args:
@@ -45,7 +46,7 @@ def choose_once(network: OnnxNetwork, files: Sequence[Path], wish: Wish, trial: 
     return choice
 
 
-def _recalled(path: Path, network: OnnxNetwork, trial: Trial) -> Choice | None:
+def _recalled(path: Path, network: Network, trial: Trial) -> Choice | None:
     try:
         kept: dict[str, Any] = json.loads(path.read_text())
         candidate = Candidate(**kept["chosen"])
@@ -55,11 +56,12 @@ def _recalled(path: Path, network: OnnxNetwork, trial: Trial) -> Choice | None:
         return None
     try:
         engine = start(candidate, network)
-        trial.check(engine(trial.batches[0]))
+        logits = engine(trial.batches[0])
+        trial.check(logits)
     except EngineError:
         log.warning("%s no longer runs this network: choosing again", candidate)
         return None
-    return Choice(engine, repeatable, verdicts)
+    return Choice(engine, repeatable, logits.shape, verdicts)
 
 
 def _keep(path: Path, choice: Choice) -> None:

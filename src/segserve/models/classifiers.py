@@ -9,15 +9,15 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from segserve.errors import MissingError, SegserveError, printable
+from segserve.models.names import METADATA_FILE, NETWORK_FILE, WEIGHTS_FILE
 
-METADATA_FILE = "metadata.json"
 RENAME_TRIES, RENAME_SECONDS = 10, 0.5
 LARGEST_METADATA = 16 * 2**20
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
@@ -40,21 +40,26 @@ class Classifier:
 
 
 class ClassifierStore:
-    """The classifiers of the state directory, and those that the published server left in the user's home."""
+    """The classifiers of the state directory, those that the published server left, and those of model folders."""
 
-    def __init__(self, own: Path, foreign: Path | None = None) -> None:
-        """Look at two folders of classifiers.
+    def __init__(self, own: Path, foreign: Path | None = None, folders: Sequence[Path] = ()) -> None:
+        """Look at folders of classifiers.
 
         Args:
             own: in the state directory; new ones go here.
-            foreign: only read. By default the published server's.
+            foreign: only read. By default the published server's, in the user's home.
+            folders: only read, and only the finished classifiers among other things in them.
         """
         self.own = own
         self._foreign = foreign or Path.home() / ".dlclassifier" / "models"
+        self._folders = folders
 
     def all(self) -> list[Classifier]:
-        """Every classifier, by id; an own one hides a foreign one of the same id."""
-        found = {entry.id: entry for entry in _read_all(self._foreign, ours=False)}
+        """Every classifier, by id; of one id, the own one is listed, else that of the first folder."""
+        found: dict[str, Classifier] = {}
+        for folder in reversed(self._folders):
+            found |= {entry.id: entry for entry in _read_all(folder, ours=False) if holds_classifier(entry.path)}
+        found |= {entry.id: entry for entry in _read_all(self._foreign, ours=False)}
         found |= {entry.id: entry for entry in _read_all(self.own, ours=True)}
         return [found[identity] for identity in sorted(found)]
 
@@ -79,7 +84,7 @@ class ClassifierStore:
         entry = self.get(identity)
         if not entry.ours:
             raise SegserveError(
-                f"Model {identity} was left by another server outside this one's own folder: delete it by hand.",
+                f"Model {identity} lies outside the folder of this server's own models: delete it by hand.",
                 status=403,
             )
         # Out of the list at once, and only then file by file.
@@ -144,6 +149,13 @@ def _read_all(root: Path, *, ours: bool) -> Iterator[Classifier]:
             stated = metadata.get("id")
             named = not ours and isinstance(stated, str) and SAFE_ID.fullmatch(stated)
             yield _classifier(folder, metadata, str(stated) if named else printable(folder.name), ours=ours)
+
+
+def holds_classifier(folder: Path) -> bool:
+    """Whether a folder is a finished classifier's."""
+    return (folder / METADATA_FILE).is_file() and any(
+        (folder / name).is_file() for name in (NETWORK_FILE, WEIGHTS_FILE)
+    )
 
 
 def read_metadata(folder: Path) -> dict[str, Any] | None:

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from segserve.errors import BadInputError
-from segserve.models.request import InferenceConfig, Labels, Number, Orientation, Width, parse
+from segserve.models.request import InferenceConfig, Labels, Number, Orientation, Share, Width, parse
 
 JSON_KEYS = ("inference_config", "labels")
-NUMBER_KEYS = ("window_level", "window_width")
+NUMBER_KEYS = ("window_level", "window_width", "binary_segment_threshold")
 LONGEST = 2**20  # characters; the answer to a load carries the labels
 
 
@@ -27,6 +27,7 @@ class Fields(BaseModel):
     orientation: Orientation | None = None
     labels: Labels | None = None
     activation: Literal["none", "sigmoid"] | None = None
+    binary_segment_threshold: Share | None = None
     output: Annotated[str, Field(max_length=1000)] | None = None
 
 

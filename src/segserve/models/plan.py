@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from segserve.models.metadata import ModelMetadata
 from segserve.models.request import Axes, LoadRequest
 
 DEFAULT_ORIENTATION = "LPI"
+DEFAULT_THRESHOLD = 0.5
 FreeShape = tuple[int | None, ...]
 Value = TypeVar("Value")
 
@@ -29,6 +31,7 @@ class Plan:
     window_level: float | None
     window_width: float | None
     activation: str
+    threshold: float
     labels: dict[str, str] | None
     wish: Wish
     warnings: list[str] = field(default_factory=list)
@@ -46,7 +49,7 @@ class Plan:
 
 
 def make_plan(
-    request: LoadRequest, metadata: ModelMetadata, shape: FreeShape, *, default_patch: int, cuda: bool
+    request: LoadRequest, metadata: ModelMetadata, shape: FreeShape, *, default_patch: int, devices: Collection[str]
 ) -> Plan:
     """Decide what is in force.
 
@@ -55,7 +58,7 @@ def make_plan(
         metadata: what the file says.
         shape: the network's input (N, C, Z, Y, X), None where it accepts any.
         default_patch: patch edge where nothing names one.
-        cuda: whether a CUDA device is there to be used.
+        devices: the kinds of device that can run such networks here.
     """
     warnings = list(metadata.warnings)
     asked, own = request.config, metadata.config
@@ -72,10 +75,11 @@ def make_plan(
         window_level=_first(request.window_level, metadata.fields.window_level),
         window_width=_first(request.window_width, metadata.fields.window_width),
         activation=metadata.fields.activation or "sigmoid",
+        threshold=metadata.fields.binary_segment_threshold or DEFAULT_THRESHOLD,
         labels=request.labels or metadata.fields.labels,
         wish=Wish(
             engine=asked.engine or own.engine or AUTO,
-            device=_device(asked.forward_device or own.forward_device, asked.accumulate_device, warnings, cuda=cuda),
+            device=_device(asked.forward_device or own.forward_device, asked.accumulate_device, devices, warnings),
             reduced=_first(asked.fp16, own.fp16) or False,
         ),
         warnings=warnings,
@@ -86,12 +90,14 @@ def _first(asked: Value | None, own: Value | None) -> Value | None:
     return own if asked is None else asked
 
 
-def _device(forward: str | None, accumulate: str | None, warnings: list[str], *, cuda: bool) -> str | None:
+def _device(forward: str | None, accumulate: str | None, devices: Collection[str], warnings: list[str]) -> str | None:
     """The device to run on, None for any. Scores are always summed in the main memory, whatever the device."""
-    if not cuda and any((device or "cpu") != "cpu" for device in (forward, accumulate)):
+    missing = [device for device in (forward, accumulate) if device and device.partition(":")[0] not in devices]
+    if missing and len(devices) == 1:
         warnings.append("No installed engine can use a GPU here: the model runs on the CPU.")
-        return None
-    return forward
+    elif missing:
+        warnings.append(f"No installed engine can use {missing[0]} for this model here: the device is chosen for it.")
+    return None if forward in missing else forward
 
 
 def _patch(wanted: Axes | None, shape: FreeShape, default: int, warnings: list[str]) -> Axes:

@@ -61,6 +61,12 @@ def _positive(value: object) -> object:
     raise ValueError(f"must be above 0, not {_shown(value)}")
 
 
+def _share(value: object) -> object:
+    if isinstance(number := _number(value), float) and 0 < number < 1:
+        return number
+    raise ValueError(f"must be between 0 and 1, not {_shown(value)}")
+
+
 def _device(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"cpu|mps|cuda(:\d{1,2})?", value):
         return value
@@ -99,6 +105,7 @@ Patch = Annotated[Axes, BeforeValidator(_axes)]
 Count = Annotated[int, BeforeValidator(_count)]
 Number = Annotated[float, BeforeValidator(_number)]
 Width = Annotated[float, BeforeValidator(_positive)]
+Share = Annotated[float, BeforeValidator(_share)]
 Device = Annotated[str, BeforeValidator(_device)]
 Orientation = Annotated[str, BeforeValidator(_orientation)]
 Labels = Annotated[dict[str, str], BeforeValidator(_labels)]
@@ -117,7 +124,7 @@ class InferenceConfig(BaseModel):
     forward_batch_windows: Count | None = None
     argmax_batchsize: Count | None = None
     blend: Literal["constant", "gaussian"] | None = None
-    engine: Literal["auto", "openvino", "onnxruntime"] | None = None
+    engine: Literal["auto", "openvino", "onnxruntime", "torch"] | None = None
     skip_uniform: bool | None = None
 
 

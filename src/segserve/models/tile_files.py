@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from segserve.errors import MissingError, MissingExtraError
-from segserve.models.classifiers import METADATA_FILE, SAFE_ID, ClassifierStore
-
-NETWORK_FILE = "model.onnx"
-WEIGHTS_FILE = "model.pt"
+from segserve.models.classifiers import SAFE_ID, ClassifierStore
+from segserve.models.names import METADATA_FILE, NETWORK_FILE, WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,7 @@ def _in_folder(folder: Path, model_path: str) -> Path:
 
 def _beside(network: Path) -> list[Path]:
     """The files that may hold the network's weights: those that begin with its name, as exporters call them."""
-    return sorted(file for file in network.parent.glob(f"{_literal(network.name)}?*") if file.is_file())
-
-
-def _literal(name: str) -> str:
-    """The name as a pattern that matches only itself."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+    return sorted(file for file in network.parent.glob(f"{escape(network.name)}?*") if file.is_file())
 
 
 def _missing(model_path: str) -> MissingError:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from segserve.engines.base import EngineError
 from segserve.engines.candidates import Wish
-from segserve.engines.choose import Choice, Trial
 from segserve.engines.remembered import choose_once
 from segserve.engines.trial import trial_batches
+from segserve.engines.verdict import Choice, Trial
 from segserve.errors import BadInputError
 from segserve.models.classifiers import read_metadata
 from segserve.models.formats.onnx import model_files
@@ -35,11 +35,9 @@ USUAL_DIVISOR = 32
 class TileModel:
     """A network ready to classify tiles; its methods may be called from many threads."""
 
-    def __init__(
-        self, choice: Choice, needs: Needs, classes: int, metadata: Mapping[str, Any], batch: int | None
-    ) -> None:
+    def __init__(self, choice: Choice, needs: Needs, metadata: Mapping[str, Any], batch: int | None) -> None:
         self.metadata = metadata
-        self.classes = max(classes, 2)
+        self.classes = max(choice.shape[1], 2)
         self._needs = needs
         self._choice = choice
         pixels = PROCESSOR_PIXELS if choice.engine.device == "cpu" else GPU_PIXELS
@@ -61,15 +59,13 @@ class TileModel:
         file = open_tile_onnx(path)
         metadata = own_metadata(file) | (read_metadata(path.parent) or {})
         shape = trial_shape(file)
-        classes: list[int] = []
 
         def check(logits: NDArray[np.float32]) -> str:
-            classes.append(check_output(shape, logits.shape))
-            return "softmax" if classes[-1] > 1 else "sigmoid"
+            return "softmax" if check_output(shape, logits.shape) > 1 else "sigmoid"
 
         trial = Trial(trial_batches(shape, unit=True), check)
         choice = choose_once(file.network(changing=True), model_files(path), wish, trial, choices)
-        return cls(choice, Needs.of(metadata, file.input.shape), classes[0], metadata, file.input.shape[0])
+        return cls(choice, Needs.of(metadata, file.input.shape), metadata, file.input.shape[0])
 
     def describe(self) -> dict[str, Any]:
         """What is in force, as JSON."""
@@ -106,18 +102,21 @@ class TileModel:
         Raises:
             BadInputError: the tile does not fit the network, or the network gives no numbers for it.
         """
+
+        def classified(needs: Needs) -> NDArray[np.float32]:
+            prepared = prepare(image, recipe, needs, name, blocked=blocked)
+            return probabilities(self._run(prepared, abandoned, most), prepared, name)
+
         needs = self._needs
-        prepared = prepare(image, recipe, needs, name, blocked=blocked)
         try:
-            logits = self._run(prepared, abandoned, most)
+            return classified(needs)
         except EngineError:
-            padded = replace(needs, divisor=USUAL_DIVISOR, least=USUAL_DIVISOR)
             if needs.divisor != 1 or needs.fixed:
                 raise
-            prepared = prepare(image, recipe, padded, name, blocked=blocked)
-            logits = self._run(prepared, abandoned, most)
-            self._needs = padded
-        return probabilities(logits, prepared, name)
+        padded = replace(needs, divisor=USUAL_DIVISOR, least=USUAL_DIVISOR)
+        answer = classified(padded)
+        self._needs = padded
+        return answer
 
     def _run(self, prepared: Prepared, abandoned: Callable[[], bool], most: int) -> NDArray[np.float32]:
         logits = self._batcher.run(prepared.values, abandoned, most=most)

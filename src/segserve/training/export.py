@@ -22,13 +22,12 @@ from torch import Tensor, nn
 from segserve.engines.base import OnnxNetwork
 from segserve.engines.openvino import OpenVINOEngine
 from segserve.errors import DiskFullError, SegserveError
+from segserve.models.names import NETWORK_FILE, WEIGHTS_FILE
 from segserve.tiles.frame import crop, pad, padded_size
 
 log = logging.getLogger(__name__)
 
-STATE_FILE = "model.pt"
 SAFE_FILE = "model.safetensors"
-ONNX_FILE = "model.onnx"
 FILES = 3  # each as large as the weights
 OPSET = 18
 INPUT, OUTPUT = "input", "output"
@@ -44,7 +43,7 @@ def write_weights(network: nn.Module, folder: Path) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if shutil.disk_usage(folder).free < size * FILES:
         raise DiskFullError
-    with (folder / STATE_FILE).open("wb") as stream:
+    with (folder / WEIGHTS_FILE).open("wb") as stream:
         torch.save(state, stream)
     save_file(state, folder / SAFE_FILE)
 
@@ -65,7 +64,7 @@ def write_onnx(
     Returns:
         None, or in words why there is no ONNX; then no file is left.
     """
-    path, reason = folder / ONNX_FILE, ""
+    path, reason = folder / NETWORK_FILE, ""
     network.eval()
     for exporter in (_export_traced, _export_program):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
 from segserve.volumes.nifti import NiftiHeader, map_planes
+from segserve.volumes.sliding import Decide
 from segserve.volumes.source import Source
 from segserve.volumes.unpack import CHUNK
 from segserve.volumes.writers import Finished, writer_for
@@ -44,15 +46,20 @@ def highest_class(scores: NDArray[np.float32], windows: NDArray[np.float32], out
         np.copyto(out, label, where=scores[label] == best)
 
 
-def above_half(scores: NDArray[np.float32], windows: NDArray[np.float32], out: NDArray[Any]) -> None:
-    """1 where the mean of a one-class network's probabilities (1, A, B) is strictly above 0.5, else 0."""
-    np.greater(scores[0], windows * np.float32(0.5), out=out, casting="unsafe")
+def above(threshold: float, activation: str) -> Decide:
+    """For a network of one class: 1 where its probability is strictly above a threshold, else 0.
 
+    Args:
+        threshold: between 0 and 1, exclusive.
+        activation: `none` if the network gives probabilities, whose mean counts; else the sigmoid of its mean logit
+            does, which is above the threshold where that logit is above the threshold's: ln(t / (1 - t)), 0 for 0.5.
+    """
+    bound = np.float32(threshold if activation == "none" else math.log(threshold / (1 - threshold)))
 
-def above_zero(scores: NDArray[np.float32], windows: NDArray[np.float32], out: NDArray[Any]) -> None:
-    """1 where the sigmoid of a one-class network's mean logit (1, A, B) is strictly above 0.5: the sum above 0."""
-    del windows
-    np.greater(scores[0], 0, out=out, casting="unsafe")
+    def decide(scores: NDArray[np.float32], windows: NDArray[np.float32], out: NDArray[Any]) -> None:
+        np.greater(scores[0], windows * bound, out=out, casting="unsafe")
+
+    return decide
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,21 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.engines.choose import Choice, Trial
-from segserve.engines.registry import cuda_is_usable
+from segserve.engines.base import EngineError, TorchNetwork
+from segserve.engines.registry import usable_devices
 from segserve.engines.remembered import choose_once
 from segserve.engines.trial import trial_batches
-from segserve.errors import BadInputError
-from segserve.models.formats.onnx import model_files, open_onnx
+from segserve.engines.verdict import Choice, Trial
+from segserve.models.formats.opened import Opened
+from segserve.models.formats.volume import open_volume_network
 from segserve.models.plan import Plan, check_input_shape, make_plan
 from segserve.models.request import LoadRequest
 from segserve.volumes.blend import window_weights
 from segserve.volumes.geometry import AxisMap, axis_map
 from segserve.volumes.grid import Grid, choose_grid
-from segserve.volumes.labels import LabelFile, above_half, above_zero, highest_class, label_dtype, write_labels
+from segserve.volumes.labels import LabelFile, above, highest_class, label_dtype, write_labels
 from segserve.volumes.memory import check_patch, check_volume
-from segserve.volumes.sliding import Decide, Progress, Sweep, Windows
+from segserve.volumes.sliding import Progress, Sweep, Windows
 from segserve.volumes.source import Limits, Source, open_image
+from segserve.volumes.trial import advised, check_logits
 from segserve.volumes.window import Intensities, choose_window
 
 
@@ -74,45 +76,53 @@ class Outcome:
 class VolumeModel:
     """A network ready to segment volumes."""
 
-    def __init__(self, choice: Choice, plan: Plan, classes: int) -> None:
+    def __init__(self, choice: Choice, plan: Plan) -> None:
         self.plan = plan
-        self.classes = classes
+        self.classes = choice.shape[1]
         self.engine = choice.engine
         self._choice = choice
-        self._decide = _decide(classes, plan)
+        self._decide = highest_class if self.classes > 1 else above(plan.threshold, plan.activation)
         self._windows = Windows(
             plan.batch, window_weights(plan.blend, plan.patch_size), plan.skip_uniform and choice.repeatable
         )
 
     @classmethod
-    def load(cls, request: LoadRequest, *, default_patch: int, choices: Path | None = None) -> VolumeModel:
+    def load(
+        cls, request: LoadRequest, *, default_patch: int, choices: Path | None = None, trusted: Sequence[Path] = ()
+    ) -> VolumeModel:
         """Load a network, run it on its real patch, and choose the engine for it.
 
         Args:
             request: which network, and how it is to be run.
             default_patch: patch edge where nothing names one.
             choices: a folder where choices of engines are kept, so that the next load need not time them.
+            trusted: folders whose files may be run whoever owns them.
 
         Raises:
             BadInputError: the file is no volume network, with what was found and expected.
+            NotTrustedError: it holds code that may not be run.
             MissingExtraError: the engine asked for is not installed.
         """
-        file = open_onnx(Path(request.model_path))
-        check_input_shape(file.input.shape, str(file.input))
-        plan = make_plan(request, file.metadata, file.input.shape, default_patch=default_patch, cuda=cuda_is_usable())
+        opened = open_volume_network(request, trusted)
+        check_input_shape(opened.shape, opened.described)
+        devices = usable_devices(type(opened.network))
+        plan = make_plan(request, opened.metadata, opened.shape, default_patch=default_patch, devices=devices)
         check_patch(plan)
-        check = _TrialCheck(plan)
         windowed = plan.window_level is not None and plan.window_width is not None
-        trial = Trial(trial_batches(plan.batch_shape, unit=windowed), check)
-        choice = choose_once(file.network(), model_files(file.path), plan.wish, trial, choices)
-        plan.warnings.extend(_precision_warning(choice, plan))
-        return cls(choice, plan, check.classes)
+        trial = Trial(trial_batches(plan.batch_shape, unit=windowed), partial(check_logits, plan=plan))
+        try:
+            choice = choose_once(opened.network, opened.files, plan.wish, trial, choices)
+        except EngineError as error:
+            raise advised(error, plan) if isinstance(opened.network, TorchNetwork) else error from error
+        plan.warnings.extend([*_precision_warning(choice, plan), *_classes_warning(choice, opened)])
+        return cls(choice, plan)
 
     def describe(self) -> dict[str, Any]:
         """What is in force, as the added fields of the wire's MODEL."""
         return {
             **self.plan.describe(),
             "activation": self.plan.activation if self.classes == 1 else None,
+            "threshold": self.plan.threshold if self.classes == 1 else None,
             "num_classes": self.classes,
             "engine": self.engine.name,
             "device": self.engine.device,
@@ -166,23 +176,6 @@ class VolumeModel:
         )
 
 
-@dataclass
-class _TrialCheck:
-    """Looks at what a network gives for one batch, and remembers how many classes that is."""
-
-    plan: Plan
-    classes: int = field(default=0, init=False)
-
-    def __call__(self, logits: NDArray[np.float32]) -> str:
-        plan, shape = self.plan, logits.shape
-        expected = f"({plan.batch}, K, {', '.join(str(size) for size in plan.patch_size)})"
-        if len(shape) != 5 or shape[0] != plan.batch or shape[2:] != plan.patch_size or math.prod(shape) == 0:
-            raise BadInputError(f"The network's output has the shape {shape}; a segmentation network gives {expected}.")
-        label_dtype(shape[1])
-        self.classes = int(shape[1])
-        return plan.activation if self.classes == 1 else "softmax"
-
-
 def _precision_warning(choice: Choice, plan: Plan) -> list[str]:
     """Why a network computes in float32 although less was permitted."""
     if not plan.wish.reduced or not choice.candidate.exact:
@@ -194,10 +187,10 @@ def _precision_warning(choice: Choice, plan: Plan) -> list[str]:
     return [f"fp16 was asked for; float32 is used ({reasons})."]
 
 
-def _decide(classes: int, plan: Plan) -> Decide:
-    if classes > 1:
-        return highest_class
-    return above_half if plan.activation == "none" else above_zero
+def _classes_warning(choice: Choice, opened: Opened) -> list[str]:
+    if opened.classes in {None, choice.shape[1]}:
+        return []
+    return [f"The model is said to tell {opened.classes} classes apart; its network gives {choice.shape[1]}."]
 
 
 def _reader(

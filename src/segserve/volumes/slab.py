@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.volumes.grid import Grid
+from segserve.volumes.threads import over_planes
 
 
 @dataclass
@@ -38,14 +39,18 @@ class Slab:
         `weights`, (depth, a, b), multiplies them where it is given.
         """
         a, b = corner
-        for offset, plane in enumerate(logits):
-            place = (start + offset) % len(self.scores)
-            there = (slice(a, a + plane.shape[1]), slice(b, b + plane.shape[2]))
-            if weights is None or self.weights is None:
-                self.scores[(place, slice(None), *there)] += plane
-            else:
-                self.scores[(place, slice(None), *there)] += plane * weights[offset]
-                self.weights[(place, *there)] += weights[offset]
+        there = (slice(a, a + logits.shape[2]), slice(b, b + logits.shape[3]))
+
+        def add(first: int, last: int) -> None:
+            for offset in range(first, last):
+                place = (start + offset) % len(self.scores)
+                if weights is None or self.weights is None:
+                    self.scores[(place, slice(None), *there)] += logits[offset]
+                else:
+                    self.scores[(place, slice(None), *there)] += logits[offset] * weights[offset]
+                    self.weights[(place, *there)] += weights[offset]
+
+        over_planes(len(logits), logits.size, add)
 
     def clear(self, index: int) -> None:
         """Make room for another plane where plane `index` was."""

@@ -18,6 +18,7 @@ from segserve.engines.base import Engine
 from segserve.errors import BadInputError
 from segserve.volumes.grid import Grid, uniform_room
 from segserve.volumes.slab import Slab
+from segserve.volumes.threads import over_planes
 from segserve.volumes.uniform import UniformWindows, uniform_value
 
 
@@ -180,23 +181,37 @@ class Sweep:
         """Label planes [start, final), which no further window touches, and make room for the next."""
         out = take(start, final)
         slab = self._slab
-        for index in range(start, final):
-            place = index % len(slab.scores)
-            weights = self._across * self._along[index] if slab.weights is None else slab.weights[place]
-            self._decide(slab.scores[place], weights, out[index - start])
-            slab.clear(index)
+
+        def label(first: int, last: int) -> None:
+            for index in range(start + first, start + last):
+                place = index % len(slab.scores)
+                weights = self._across * self._along[index] if slab.weights is None else slab.weights[place]
+                self._decide(slab.scores[place], weights, out[index - start])
+                slab.clear(index)
+
+        over_planes(final - start, slab.scores.size, label)
 
 
 def check_finite(logits: NDArray[np.float32]) -> None:
     """Refuse what a network gives that is not a number.
 
+    Args:
+        logits: float32 (K, Z, Y, X).
+
     Raises:
         BadInputError: with advice.
     """
-    # One fast pass: the sum is finite unless something in it is not, or it overflows, which the second pass settles.
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = logits.sum()
-    if not np.isfinite(total) and not np.isfinite(logits).all():
+    finite = np.ones(logits.shape[1], bool)
+
+    def look(first: int, last: int) -> None:
+        part = logits[:, first:last]
+        # One fast pass: the sum is finite unless something in it is not, or it overflows, which the second settles.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = part.sum()
+        finite[first:last] = np.isfinite(total) or np.isfinite(part).all()
+
+    over_planes(logits.shape[1], logits.size, look)
+    if not finite.all():
         raise BadInputError(
             "The network gave NaN or infinite values for this volume: check window_level and window_width, "
             "or the intensities it was trained on."

@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 import json
 import logging
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from segserve.errors import UnavailableError
+from segserve.extras import installed_version
 from segserve.state import write_whole
 from segserve.workers.placement import Call, Placement, Worker, WorkerDiedError
 
@@ -61,7 +61,7 @@ class Inspector:
 
     async def ask_once(self, verb: str, body: dict[str, Any]) -> dict[str, Any]:
         """Ask what only depends on library versions: from the disk if it was asked before."""
-        question = json.dumps([verb, body, [_version(name) for name in VERSIONED]], sort_keys=True)
+        question = json.dumps([verb, body, [installed_version(name) for name in VERSIONED]], sort_keys=True)
         path = self._cache / f"{verb}-{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
         try:
             kept: dict[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
@@ -109,10 +109,3 @@ class Inspector:
     def _check_idle(self) -> None:
         if self._asking == 0:
             self._ending = asyncio.ensure_future(self._end())
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""

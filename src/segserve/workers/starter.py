@@ -6,13 +6,17 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from segserve.errors import BadInputError, UnavailableError
+from segserve.errors import BadInputError, SegserveError, UnavailableError
 from segserve.settings import Settings
 from segserve.workers.placement import Call, Kind, Placement, Worker, WorkerDiedError
 
+RETRY_SECONDS = 5
 
-class DiedLoadingError(BadInputError):
-    """The process died while it loaded the model, most likely of it."""
+
+class DiedLoadingError(SegserveError):
+    """The process died while it loaded the model: most likely of it (400), or it was killed (503)."""
+
+    status = 400
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Starter:
 
         Raises:
             BadInputError: the file cannot be loaded, or not within `seconds`.
+            DiedLoadingError: the process died of it, or was killed.
             UnavailableError: no process can be started, or the server is shutting down.
         """
         if self._closed:
@@ -92,7 +97,10 @@ class Starter:
         except WorkerDiedError as error:
             if self._closed:
                 raise UnavailableError("The server is shutting down.") from None
-            raise DiedLoadingError(f"The model file {order.path} could not be loaded: {error}.") from None
+            sentence = f"The model file {order.path} could not be loaded: {error}."
+            if error.killed:
+                raise DiedLoadingError(f"{sentence} Send it again.", status=503, retry_after=RETRY_SECONDS) from None
+            raise DiedLoadingError(sentence) from None
         finally:
             if not reply.done():  # too slow, or nobody waits any more; a load cannot be interrupted, only ended
                 await worker.stop()

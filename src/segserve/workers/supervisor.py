@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
-from segserve.errors import MissingError, UnavailableError
+from segserve.errors import MissingError, SegserveError, UnavailableError
 from segserve.logs import one_line
 from segserve.models.request import LoadRequest
+from segserve.models.shelf import below, ways
 from segserve.settings import Settings
 from segserve.workers.loaded import LoadedModel
 from segserve.workers.placement import Placement
@@ -17,6 +19,7 @@ from segserve.workers.starter import LoadOrder, Started, Starter
 log = logging.getLogger(__name__)
 
 LONGEST_SHOWN = 255
+UNLOAD_SECONDS = 1.5
 
 
 class Supervisor:
@@ -25,8 +28,11 @@ class Supervisor:
     def __init__(self, placement: Placement, settings: Settings) -> None:
         self._settings = settings
         self._starter = Starter(placement, settings)
+        self._ways = ways(settings.model_dir)
+        self._trusted = [str(folder) for folder in settings.trusted]
         self._models: dict[str, LoadedModel] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._ending: set[asyncio.Future[None]] = set()
 
     @property
     def models(self) -> Mapping[str, LoadedModel]:
@@ -48,33 +54,34 @@ class Supervisor:
         """Load a model, then end the one of the same name, if any. A failure leaves everything as it was.
 
         Raises:
-            BadInputError: the file cannot be loaded, and why.
+            SegserveError: the file cannot be loaded, and why.
             UnavailableError: another load of the same name takes too long.
         """
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._settings.load_timeout
-        lock = self._locks.setdefault(request.name, asyncio.Lock())
-        try:
-            await asyncio.wait_for(lock.acquire(), self._settings.load_timeout)
-        except TimeoutError:
-            raise UnavailableError(f"The model {request.name} is being loaded by another request.") from None
-        try:
-            started = await self._starter.start(self._order(request), deadline - clock())
-            model = LoadedModel(
-                request,
-                started,
-                self._restart,
-                max_waiting=self._settings.max_waiting,
-                idle_seconds=self._settings.model_idle,
-            )
-            replaced = self._models.pop(request.name, None)
-            self._models[request.name] = model
-            if replaced:
-                await replaced.end()
-        finally:
-            lock.release()
-        log.info("model %s is loaded from %s", request.name, request.model_path)
-        return model
+        async with self._turn(request.name) as seconds:
+            started = await self._started(request, seconds)
+            return await self._put(request, started)
+
+    async def load_over(self, request: LoadRequest, expected: LoadedModel | None) -> LoadedModel | None:
+        """Load a model as `load` does, unless another than the expected one has its name by then.
+
+        Args:
+            request: how to load it.
+            expected: what is loaded under the name; None if nothing is.
+
+        Returns:
+            None if the name was found taken, or free where it was not expected to be; then nothing has changed.
+
+        Raises:
+            SegserveError: see `load`.
+        """
+        async with self._turn(request.name) as seconds:
+            if self._models.get(request.name) is not expected:
+                return None
+            started = await self._started(request, seconds)
+            if self._models.get(request.name) is not expected:
+                await started.worker.stop()
+                return None
+            return await self._put(request, started)
 
     async def unload(self, name: str) -> None:
         """End a model's process; its running request is told so.
@@ -85,7 +92,11 @@ class Supervisor:
         model = self._models.pop(name, None)
         if model is None:
             raise MissingError(f"Model not found: {name}")
-        await model.end()
+        # A process that held much memory takes its time to die; whoever unloads it need not wait for that.
+        ending = asyncio.ensure_future(model.end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        await asyncio.wait([ending], timeout=UNLOAD_SECONDS)
         log.info("model %s is unloaded", name)
 
     async def rest(self) -> None:
@@ -96,11 +107,50 @@ class Supervisor:
         """End every process, those that are still loading included."""
         models = list(self._models.values())
         self._models.clear()
-        await asyncio.gather(self._starter.close(), *(model.end() for model in models))
+        await asyncio.gather(self._starter.close(), *self._ending, *(model.end() for model in models))
+
+    @asynccontextmanager
+    async def _turn(self, name: str) -> AsyncIterator[float]:
+        """Wait until nobody else loads a model of this name; the seconds that are left for it then."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._settings.load_timeout
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        try:
+            await asyncio.wait_for(lock.acquire(), self._settings.load_timeout)
+        except TimeoutError:
+            raise UnavailableError(f"The model {name} is being loaded by another request.") from None
+        try:
+            yield deadline - clock()
+        finally:
+            lock.release()
+
+    async def _put(self, request: LoadRequest, started: Started) -> LoadedModel:
+        model = LoadedModel(
+            request,
+            started,
+            self._restart,
+            max_waiting=self._settings.max_waiting,
+            idle_seconds=self._settings.model_idle,
+        )
+        replaced = self._models.pop(request.name, None)
+        self._models[request.name] = model
+        log.info("model %s is loaded from %s", request.name, request.model_path)
+        if replaced:
+            await replaced.end()
+        return model
 
     async def _restart(self, request: LoadRequest) -> Started:
-        return await self._starter.start(self._order(request), self._settings.load_timeout)
+        return await self._started(request, self._settings.load_timeout)
 
-    def _order(self, request: LoadRequest) -> LoadOrder:
-        body = {"request": request.model_dump(exclude_none=True), "default_patch": self._settings.default_patch}
-        return LoadOrder(request.name, "volume", request.model_path, body)
+    async def _started(self, request: LoadRequest, seconds: float) -> Started:
+        body = {
+            "request": request.model_dump(exclude_none=True),
+            "default_patch": self._settings.default_patch,
+            "trusted": self._trusted,
+        }
+        order = LoadOrder(request.name, "volume", request.model_path, body)
+        try:
+            return await self._starter.start(order, seconds)
+        except SegserveError as error:
+            told = {**error.to_wire(), "message": below(error.message, self._ways)}
+            raise SegserveError.from_wire(told) from None

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+from segserve.engines.base import OnnxNetwork
 from segserve.engines.registry import AUTO, cuda_is_usable
 from segserve.errors import MissingError, SegserveError, UnavailableError, human_bytes
 from segserve.models.classifiers import ClassifierStore
@@ -53,7 +54,7 @@ class TileModels:
         self._waiting_bytes = 0
         self._idle_check: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reduced_by_default = settings.tile_precision == "auto" or cuda_is_usable()
+        self._reduced_by_default = settings.tile_precision == "auto" or cuda_is_usable(OnnxNetwork)
 
     @property
     def requests(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from segserve.api.qupath.hall import hall
 from segserve.api.uploads import form_schema, receive_form
 from segserve.errors import BadInputError
 from segserve.models.classifiers import ClassifierStore
-from segserve.models.store import NETWORK_FILE
+from segserve.models.names import NETWORK_FILE
 
 router = APIRouter(prefix="/models", tags=["QuPath: models"])
 

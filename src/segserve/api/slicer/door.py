@@ -7,7 +7,9 @@ from typing import Any
 from segserve.api.progress import Progress
 from segserve.errors import BadInputError, MissingError
 from segserve.models.request import LoadRequest
+from segserve.models.shelf import Offer
 from segserve.workers.loaded import LoadedModel
+from segserve.workers.offers import Offers, some
 from segserve.workers.supervisor import Supervisor
 
 
@@ -16,17 +18,14 @@ class Door:
 
     Attributes:
         progress: of the requests to segment.
+        offers: the models of the model folders.
     """
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, offers: Offers) -> None:
         self.progress = Progress()
+        self.offers = offers
         self._supervisor = supervisor
         self._current: str | None = None
-
-    @property
-    def models(self) -> dict[str, LoadedModel]:
-        """Every loaded model."""
-        return dict(self._supervisor.models)
 
     @property
     def shown(self) -> LoadedModel | None:
@@ -45,11 +44,11 @@ class Door:
         model = await self._supervisor.load(request)
         previous, self._current = self._current, request.name
         if previous is not None and previous != request.name and previous in self._supervisor.models:
-            await self._supervisor.unload(previous)
+            await self.unload(previous)
         return model
 
     async def unload(self, name: str) -> None:
-        """End a model by name.
+        """End a model by name; one of a model folder stays away until a request names it.
 
         Raises:
             MissingError: it is not loaded.
@@ -57,7 +56,9 @@ class Door:
         # Before, not after: while the old process ends, a new model of that name may become current.
         if self._current == name:
             self._current = None
-        await self._supervisor.unload(name)
+        was_coming = await self.offers.withdraw(name)
+        if name in self._supervisor.models or not was_coming:
+            await self._supervisor.unload(name)
 
     async def unload_shown(self) -> None:
         """End the model that `shown` shows.
@@ -70,33 +71,64 @@ class Door:
             raise MissingError("No model loaded")
         await self.unload(model.request.name)
 
-    def choose(self, name: str) -> LoadedModel:
-        """The model an inference request means: the named one, or the shown one if none is named.
+    def default(self) -> LoadedModel:
+        """The model that a request without a name means: the shown one.
 
         Raises:
-            MissingError: it is not loaded.
-            BadInputError: none is named, and none or several could be meant.
+            BadInputError: none or several could be meant.
         """
-        if name:
-            return self._supervisor.get(name)
         model = self.shown
-        if model is None and self._supervisor.models:
-            raise BadInputError(f"Several models are loaded: send model_name, one of {', '.join(self.models)}.")
-        if model is None:
-            raise BadInputError("No model loaded")
-        return model
+        if model:
+            return model
+        if self._supervisor.models:
+            raise BadInputError(f"Several models are loaded: send model_name, one of {some(self._supervisor.models)}.")
+        offered = self.offers.here
+        hint = f". Send model_name, one of those that the server offers: {some(offered)}." if offered else ""
+        raise BadInputError(f"No model loaded{hint}")
+
+    async def named(self, name: str) -> LoadedModel:
+        """The model of a name, loaded first if it lies in a model folder.
+
+        Raises:
+            MissingError: there is none.
+            SegserveError: it cannot be loaded, and why.
+        """
+        await self.offers.ready(name)
+        return self._supervisor.get(name)
+
+    def listing(self) -> dict[str, dict[str, Any]]:
+        """Every model, loaded or offered, as the wire's MODEL, by name."""
+        loaded = {name: self.view(model) for name, model in self._supervisor.models.items()}
+        offered = {
+            name: {**_offer_view(standing.offer), **self.offers.state_of(name)}
+            for name, standing in self.offers.here.items()
+            if name not in loaded
+        }
+        return {**loaded, **offered}
+
+    def view(self, model: LoadedModel) -> dict[str, Any]:
+        """A loaded model as the wire's MODEL: the protocol's six fields, then what is in force."""
+        request = model.request
+        return {
+            "name": request.name,
+            "backend_type": request.backend_type,
+            "model_path": self.offers.shown(request.model_path),
+            "config_path": self.offers.shown(request.config_path) if request.config_path else None,
+            "inference_config": request.inference_config,
+            "loaded": True,
+            **model.card,
+            "seconds_per_patch": model.seconds_per_patch,
+            **self.offers.state_of(request.name),
+        }
 
 
-def model_view(model: LoadedModel) -> dict[str, Any]:
-    """A loaded model as the wire's MODEL: the protocol's six fields, then what is in force."""
-    request = model.request
+def _offer_view(offer: Offer) -> dict[str, Any]:
+    """A model that is not loaded as the wire's MODEL: the protocol's six fields."""
     return {
-        "name": request.name,
-        "backend_type": request.backend_type,
-        "model_path": request.model_path,
-        "config_path": request.config_path,
-        "inference_config": request.inference_config,
-        "loaded": True,
-        **model.card,
-        "seconds_per_patch": model.seconds_per_patch,
+        "name": offer.name,
+        "backend_type": offer.body["backend_type"],
+        "model_path": offer.shown_path,
+        "config_path": offer.shown_config,
+        "inference_config": offer.body.get("inference_config", {}),
+        "loaded": False,
     }

@@ -20,7 +20,6 @@ from segserve.errors import BadInputError
 from segserve.logs import request_id
 from segserve.settings import Settings
 from segserve.state import StateDir
-from segserve.workers.loaded import LoadedModel
 from segserve.workers.placement import Call
 
 IMAGE = "image"
@@ -39,9 +38,13 @@ async def infer(request: Request, door: Door, state: StateDir, settings: Setting
         folder = await stack.enter_async_context(request_folder(state))
         form = await receive_form(request, folder, file_parts=frozenset({IMAGE}), limit=settings.max_upload)
         began = asyncio.get_running_loop().time()
-        model, call = _call(form, door, folder, settings)
+        name = form.fields.get("model_name", "")
+        if not name:
+            door.default()  # the protocol says "no model" before "no image", but "no image" before "no such model"
+        call = _call(form, folder, settings)
         size = (await asyncio.to_thread(call.inputs[IMAGE].stat)).st_size
         track.tell("received", size, size)
+        model = await unless_hung_up(request, door.named(name)) if name else door.default()
         if form.fields.get("force_cpu", "").strip().lower() == "true":
             model = await unless_hung_up(request, model.on_cpu())
         wanted = Wanted(request, model.call(call, track.hear))
@@ -55,14 +58,10 @@ async def infer(request: Request, door: Door, state: StateDir, settings: Setting
         return FileAnswer(labels, {**_outcome_headers(outcome), **DOWNLOAD}, stack.pop_all())
 
 
-def _call(form: Form, door: Door, folder: Path, settings: Settings) -> tuple[LoadedModel, Call]:
-    name = form.fields.get("model_name", "")
-    if not name:
-        door.choose(name)  # the protocol says "no model" before "no image", but "no image" before "no such model"
+def _call(form: Form, folder: Path, settings: Settings) -> Call:
     image = form.files.get(IMAGE)
     if image is None:
         raise BadInputError("No image file uploaded")
-    model = door.choose(name)
     body: dict[str, Any] = {
         "window_level": _number(form, "window_level"),
         "window_width": _number(form, "window_width"),
@@ -72,7 +71,7 @@ def _call(form: Form, door: Door, folder: Path, settings: Settings) -> tuple[Loa
             "memory_limit": settings.memory_limit,
         },
     }
-    return model, Call("segment", body, {IMAGE: image}, {"labels": folder / "labels.nii.gz"}, folder)
+    return Call("segment", body, {IMAGE: image}, {"labels": folder / "labels.nii.gz"}, folder)
 
 
 def _number(form: Form, name: str) -> float | None:

@@ -10,18 +10,20 @@ from typing import Any
 from starlette.requests import Request
 
 from segserve.api.uploads import small_body
-from segserve.errors import BadInputError, MissingExtraError
+from segserve.errors import BadInputError
+from segserve.models.backends import check_request, is_file
 from segserve.models.request import LoadRequest, parse_load_request
+from segserve.models.shelf import Offer
+from segserve.workers.offers import Offers, some
 
 MAX_BODY = 2**20
-BACKENDS = ("onnx", "mmengine")
 
 
-async def read_named(request: Request) -> LoadRequest:
+async def read_named(request: Request, offers: Offers) -> LoadRequest:
     """The request of `POST /api/models`, which names its model.
 
     Raises:
-        BadInputError, MissingExtraError: see `_checked`.
+        BadInputError, MissingExtraError: see `check_request`; or the path leads nowhere, and nothing offered is meant.
     """
     body, hint = await _json_object(request)
     if not body.get("name"):
@@ -30,50 +32,55 @@ async def read_named(request: Request) -> LoadRequest:
         raise BadInputError(f"Backend type is required{hint}")
     if not body.get("model_path"):
         raise BadInputError("Model file not found: None. Send model_path, the network's path on the server.")
-    return _checked(body)
+    asked = parse_load_request(body)
+    return _checked(asked, await _meant(asked.model_path, offers))
 
 
-async def read_current(request: Request) -> LoadRequest:
-    """The request of `POST /api/model`; its model is named by the stem of its path.
+async def read_current(request: Request, offers: Offers) -> LoadRequest:
+    """The request of `POST /api/model`; its model is named by the stem of its path, or as it is offered.
 
     Raises:
-        BadInputError, MissingExtraError: see `_checked`.
+        BadInputError, MissingExtraError: see `read_named`.
     """
     body, hint = await _json_object(request)
     if not body.get("backend_type"):
         raise BadInputError(f"Backend type is required{hint}")
-    if not body.get("model_path"):
+    path = body.get("model_path")
+    if not path:
         raise BadInputError("Model path is required")
-    path = body["model_path"]
-    if isinstance(path, str):
-        _check_file(path)  # first: a path that leads nowhere may not even give a name
-    return _checked({**body, "name": Path(path).stem if isinstance(path, str) else "model"})
+    if not isinstance(path, str):
+        parse_load_request({**body, "name": "model"})
+    # First: a path that leads nowhere may not even give a name.
+    offer = await _meant(path, offers)
+    return _checked(parse_load_request({**body, "name": offer.name if offer else Path(path).stem}), offer)
 
 
-def _checked(body: dict[str, Any]) -> LoadRequest:
-    """Check everything that needs no look into the file.
+def _checked(asked: LoadRequest, offer: Offer | None) -> LoadRequest:
+    request = offer.request(asked) if offer else asked
+    check_request(request)
+    return request
+
+
+async def _meant(path: str, offers: Offers) -> Offer | None:
+    """What is offered under a path that is no file; None for a file.
 
     Raises:
-        BadInputError: a key, a value or a path is wrong.
-        MissingExtraError: the backend needs a part of Segserve that is not installed.
+        BadInputError: the path leads nowhere, and nothing is offered under it.
     """
-    asked = parse_load_request(body)
-    backend = asked.backend_type.lower()
-    _check_file(asked.model_path)
-    if backend not in BACKENDS:
-        raise BadInputError(f"Unknown backend type: {asked.backend_type}. Known: {', '.join(BACKENDS)}.")
-    if backend == "mmengine":
-        if not asked.config_path or not os.path.isfile(asked.config_path):  # noqa: PTH113
-            raise BadInputError(f"Config file required for MMEngine: {asked.config_path}")
-        raise MissingExtraError("MMEngine models need the extra segserve[mmengine], which is not part of this version.")
-    return asked
+    if is_file(path):
+        return None
+    offer = await offers.find(path)
+    if offer:
+        return offer
+    raise BadInputError(f"Model file not found: {path}{_advice(path, offers)}")
 
 
-def _check_file(path: str) -> None:
-    if not os.path.isfile(path):  # noqa: PTH113  # Path.is_file raises on names that are too long
-        hint = "" if os.path.isabs(path) else ". Send an absolute path on the server's machine."  # noqa: PTH117
-        hint = ". It is a folder; name the file in it." if os.path.isdir(path) else hint  # noqa: PTH112
-        raise BadInputError(f"Model file not found: {path}{hint}")
+def _advice(path: str, offers: Offers) -> str:
+    advice = "" if os.path.isabs(path) else ". Send an absolute path on the server's machine."  # noqa: PTH117
+    advice = ". It is a folder; name the file in it." if os.path.isdir(path) else advice  # noqa: PTH112
+    if not offers.here:
+        return advice
+    return f"{advice or '.'} The server offers {some(offers.here)}: one of these names can be sent as model_path."
 
 
 async def _json_object(request: Request) -> tuple[dict[str, Any], str]:

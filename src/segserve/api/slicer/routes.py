@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from segserve import __version__, devices
 from segserve.api.context import ID_FORM
-from segserve.api.slicer.door import Door, model_view
+from segserve.api.slicer.door import Door
 from segserve.api.slicer.infer import infer
 from segserve.api.slicer.load import read_current, read_named
 from segserve.api.slicer.schemas import ERRORS, INFER_BODY, LABEL_MAP, LOAD_BODY
@@ -37,7 +37,7 @@ def health() -> dict[str, Any]:
 # Not in a thread: what it reads changes while models come and go.
 @router.get("/info")
 async def info(request: Request) -> dict[str, Any]:
-    """Say what is loaded: `models` by name, and `model`, the current one (else the only one, else null)."""
+    """Say what is loaded and offered: `models` by name, and `model`, the current one (else the only loaded one)."""
     door = _door(request)
     shown = door.shown
     return {
@@ -46,16 +46,17 @@ async def info(request: Request) -> dict[str, Any]:
         "server": {"name": "Segserve", "version": __version__},
         "cuda_available": cuda_is_usable(),
         "device_count": _usable_gpus(),
-        "models": {name: model_view(model) for name, model in door.models.items()},
-        "model": model_view(shown) if shown else None,
+        "models": door.listing(),
+        "model": door.view(shown) if shown else None,
     }
 
 
 @router.post("/models", openapi_extra=LOAD_BODY)
 async def load_named_model(request: Request) -> dict[str, Any]:
     """Load a model under a name, beside the others; the same name replaces."""
-    model = await _door(request).load(await read_named(request))
-    return {"status": "success", "model": model_view(model)}
+    door = _door(request)
+    model = await door.load(await read_named(request, door.offers))
+    return {"status": "success", "model": door.view(model)}
 
 
 @router.delete("/models/{name:path}")
@@ -68,8 +69,9 @@ async def unload_named_model(request: Request, name: str) -> dict[str, Any]:
 @router.post("/model", openapi_extra=LOAD_BODY)
 async def load_current_model(request: Request) -> dict[str, Any]:
     """Load a model under the stem of its path and make it current, in place of the current one."""
-    model = await _door(request).load_current(await read_current(request))
-    return {"status": "success", "model": model_view(model)}
+    door = _door(request)
+    model = await door.load_current(await read_current(request, door.offers))
+    return {"status": "success", "model": door.view(model)}
 
 
 @router.delete("/model")

@@ -20,11 +20,13 @@ class WorkerDiedError(Exception):
 
     Attributes:
         began: whether it had begun the call. One that it had not begun may be asked of another worker.
+        killed: whether somebody else ended it, so that what it was doing is not to blame.
     """
 
-    def __init__(self, cause: str, *, began: bool) -> None:
+    def __init__(self, cause: str, *, began: bool, killed: bool = False) -> None:
         super().__init__(cause)
         self.began = began
+        self.killed = killed
 
 
 @dataclass(frozen=True)

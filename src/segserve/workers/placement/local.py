@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CANCEL_SECONDS = 10.0
 LOG_SECONDS = 1.0
+KILLED_BY_FORCE = -getattr(signal, "SIGKILL", 9)
+KILLED = frozenset({KILLED_BY_FORCE, -signal.SIGTERM})
 
 
 class LocalPlacement:
@@ -44,7 +46,8 @@ class LocalPlacement:
         """Start a child process; see `Placement`."""
         flags = ["--kind", kind, "--state-dir", str(self._state_dir), "--log-format", self._log_format]
         flags += ["--debug"] if self._debug else []
-        command = [sys.executable, "-m", "segserve.workers.process", *flags, "--", label]
+        # -P: the folder that the server happens to be started in is no place to take code from.
+        command = [sys.executable, "-P", "-m", "segserve.workers.process", *flags, "--", label]
         # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, env=_environment(), **_detached()
@@ -216,14 +219,16 @@ class LocalWorker:
             sys.stderr.write(f"{relayed(text, self._log_format, self.pid)}\n")
 
     def _death(self, *, began: bool) -> WorkerDiedError:
-        return WorkerDiedError(self._cause(), began=began)
+        return WorkerDiedError(self._cause(), began=began, killed=self._process.returncode in KILLED)
 
     def _cause(self) -> str:
         code = self._process.returncode
         if self._stopped:
             return "its process was ended by the server"
-        if code == -getattr(signal, "SIGKILL", 9):
+        if code == KILLED_BY_FORCE:
             return "its process was killed, most likely because the machine ran out of memory"
+        if code in KILLED:
+            return "its process was ended from outside"
         if code is not None and code < 0:
             return f"its process crashed ({_signal_name(-code)})"
         if any("MemoryError" in line or "bad_alloc" in line for line in self._last_lines):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from segserve.models.formats.onnx import model_files
+from segserve.models.formats.volume import network_files
 from segserve.models.request import LoadRequest
 from segserve.volumes.model import Job, VolumeModel
 from segserve.volumes.source import Limits
@@ -34,8 +34,13 @@ class VolumeVerbs:
     def load(self, request: Request) -> dict[str, Any]:
         """Load a model and run it once; replies what is in force, and which state of its files that is."""
         asked = LoadRequest.model_validate(request.body["request"])
-        fingerprint = _fingerprint(Path(asked.model_path))
-        self._model = VolumeModel.load(asked, default_patch=request.body["default_patch"], choices=self._choices)
+        fingerprint = _fingerprint(asked)
+        self._model = VolumeModel.load(
+            asked,
+            default_patch=request.body["default_patch"],
+            choices=self._choices,
+            trusted=[Path(folder) for folder in request.body["trusted"]],
+        )
         log.info("loaded %s", asked.name)
         return {"card": self._model.describe(), "fingerprint": fingerprint}
 
@@ -80,7 +85,7 @@ class _Teller:
         self._request.emit({"stage": stage, "done": done, "total": total})
 
 
-def _fingerprint(path: Path) -> str:
-    """Size and time of the model's file and of those that hold its weights; what is missing, loading will tell."""
-    states = [file.stat() for file in model_files(path) if file.is_file()]
+def _fingerprint(asked: LoadRequest) -> str:
+    """Sizes and times of the files that the network is read from; what is missing, loading will tell."""
+    states = [file.stat() for file in network_files(asked) if file.is_file()]
     return " ".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)

@@ -1,0 +1,109 @@
+"""Which files of an MMEngine config count, and that none of them is run if one could be somebody else's."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segserve.errors import BadInputError, NotTrustedError
+from segserve.models.formats.mmengine_files import config_files
+from tests.mmengine_configs import PLAIN, conv, folder, open_files, opened, own_imports, refusal
+
+__all__ = ["folder", "open_files", "own_imports"]  # fixtures
+
+pytest.importorskip("mmengine")
+pytest.importorskip("itkit")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+NOBODY = pwd.getpwnam("nobody").pw_uid
+
+
+def betraying(canary: Path) -> str:
+    return f"import pathlib\npathlib.Path({str(canary)!r}).mkdir()\n"
+
+
+Offence = Callable[[Path], Any]
+OFFENCES: list[Any] = [
+    pytest.param(lambda path: path.chmod(0o666), id="writable by others"),
+    pytest.param(lambda path: os.chown(path, NOBODY, -1), id="of another user", marks=as_root),
+]
+
+
+@pytest.mark.parametrize("offend", OFFENCES)
+@pytest.mark.parametrize("which", ["config.py", "base.py", "lazy_base.py", "beside_in_text.py", "nets/deep_beside.py"])
+def test_nothing_is_run_if_one_of_the_files_could_be_anothers(
+    folder: Path, tmp_path: Path, offend: Offence, which: str
+) -> None:
+    canary = tmp_path / "canary"
+    lazy = which == "lazy_base.py"
+    imports = "custom_imports = dict(imports=['beside_in_text', 'nets.deep_beside'])\n"
+    head = "from mmengine.config import read_base\nwith read_base():\n    from .lazy_base import *\n"
+    text = head + PLAIN if lazy else "_base_ = './base.py'\n" + imports + "model = dict(backbone=dict(type='Net'))\n"
+    config, checkpoint = conv(folder, betraying(canary) + text)
+    (folder / "nets").mkdir()
+    for name in ("base.py", "lazy_base.py", "beside_in_text.py", "nets/deep_beside.py"):
+        (folder / name).write_text(betraying(canary))
+    offend(folder / which)
+    message = refusal(config, checkpoint, NotTrustedError)
+    assert f"{which} holds code and is not run" in message
+    assert f"--trust {folder}" in message
+    assert not canary.exists()
+    # What the refusal asks for lets it run.
+    with suppress(BadInputError):
+        opened(config, checkpoint, trusted=(folder,))
+    assert canary.exists()
+
+
+@pytest.mark.parametrize("offend", OFFENCES)
+def test_a_module_that_only_running_the_config_reveals_is_not_run(
+    folder: Path, tmp_path: Path, offend: Offence
+) -> None:
+    canary = tmp_path / "canary"
+    text = "import importlib\nimportlib.import_module('hidden' + '_beside')\nmodel = dict()\n"
+    config, checkpoint = conv(folder, text)
+    (folder / "hidden_beside.py").write_text(betraying(canary))
+    offend(folder / "hidden_beside.py")
+    assert "hidden_beside.py holds code and is not run" in refusal(config, checkpoint, NotTrustedError)
+    assert not canary.exists()
+
+
+def test_compiled_code_beside_a_module_counts_too(folder: Path, tmp_path: Path) -> None:
+    import py_compile
+
+    canary = tmp_path / "canary"
+    config, checkpoint = conv(folder, "custom_imports = dict(imports='compiled_beside')\n")
+    module = folder / "compiled_beside.py"
+    module.write_text(betraying(canary))
+    compiled = Path(str(py_compile.compile(str(module))))
+    compiled.chmod(0o666)
+    assert "holds code and is not run" in refusal(config, checkpoint, NotTrustedError)
+    assert not canary.exists()
+
+
+def test_a_checkpoint_needs_no_trust(folder: Path) -> None:
+    config, checkpoint = conv(folder)
+    checkpoint.chmod(0o666)
+    opened(config, checkpoint)
+
+
+def test_the_files_of_a_config_are_found_without_running_it(folder: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    (folder / "pkg").mkdir()
+    for name in ("pkg/__init__.py", "pkg/net.py", "pkg/blocks.py", "other.py", "base.py", "of_base.py", "unused.py"):
+        (folder / name).write_text("")
+    (folder / "pkg" / "net.py").write_text("from . import blocks\nfrom .net import Net\n")
+    (folder / "base.py").write_text("_base_ = ['base.py', './config.py']\nimport of_base\n")
+    config = folder / "config.py"
+    config.write_text(betraying(canary) + "_base_ = 'base.py'\nimport torch\nx = dict(type='pkg.net.Net', y='other')\n")
+    names = {path.relative_to(folder).as_posix() for path in config_files(config)}
+    assert names == {
+        *("config.py", "base.py", "of_base.py", "other.py", "pkg/__init__.py", "pkg/net.py", "pkg/blocks.py")
+    }
+    assert not canary.exists()
