@@ -204,7 +204,7 @@ def contest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ch
     path.write_bytes(b"weights")
 
     def hold(engines: dict[Candidate, Fake | Exception], trial: Trial = TRIAL, wish: Wish | None = None) -> Choice:
-        def start(candidate: Candidate, network: OnnxNetwork) -> Engine:
+        def start(candidate: Candidate, network: OnnxNetwork, shape: object = None) -> Engine:
             engine = engines[candidate]
             if isinstance(engine, Exception):
                 raise engine

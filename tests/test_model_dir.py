@@ -176,6 +176,8 @@ def test_a_viewer_that_sends_only_paths_may_send_a_name(tmp_path: Path, image: P
         assert served.get("/api/info").json()["model"]["name"] == "ct.liver"
         again = {**body, "model_path": "ct.liver.onnx", "window_level": 50}
         assert served.post("/api/model", json=again).json()["model"]["window_level"] == 50
+        whole = {**body, "name": "whole", "model_path": str(folder / "ct.liver.onnx")}
+        assert served.post("/api/models", json=whole).json()["model"]["model_path"] == whole["model_path"]
 
 
 def traced_network(path: Path, threshold: float) -> Path:

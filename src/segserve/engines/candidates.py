@@ -65,11 +65,16 @@ def candidates(wish: Wish, kind: type[Network]) -> list[Candidate]:
     return sorted(found, key=lambda one: (not one.exact, one not in REFERENCES, one.device == "cpu", str(one)))
 
 
-def start(candidate: Candidate, network: Network) -> Engine:
+def start(candidate: Candidate, network: Network, shape: tuple[int, ...] | None = None) -> Engine:
     """The engine with the network in it.
 
+    Args:
+        candidate: the engine, its device and its precision.
+        network: what it is to run.
+        shape: of the batches to come; an engine that prepares for a shape does it now, not at the first batch.
+
     Raises:
-        EngineError: it cannot read the network, or not use the device.
+        EngineError: it cannot read the network, not use the device, or not take such batches.
     """
     if isinstance(network, OnnxNetwork) and candidate.engine == "onnxruntime":
         from segserve.engines.onnxruntime import OnnxRuntimeEngine
@@ -81,7 +86,7 @@ def start(candidate: Candidate, network: Network) -> Engine:
         return TorchEngine(network, candidate.device, candidate.precision)
     from segserve.engines.openvino import OpenVINOEngine
 
-    return OpenVINOEngine(network, candidate.precision)
+    return OpenVINOEngine(network, candidate.precision, shape)
 
 
 def _refuse_engine(name: str, kind: type[Network]) -> None:

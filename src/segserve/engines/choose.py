@@ -78,7 +78,7 @@ class _Contest:
             verdict.refused = NO_TIME.format(TIMING_SECONDS)
             return
         try:
-            engine = start(candidate, self._network)
+            engine = start(candidate, self._network, self._trial.batches[0].shape)
             self._try(engine, candidate, verdict, alone=alone)
         except EngineError as error:
             verdict.refused = error.message

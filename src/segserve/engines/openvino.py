@@ -32,15 +32,16 @@ class OpenVINOEngine:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, network: Network, precision: str = "float32") -> None:
+    def __init__(self, network: Network, precision: str = "float32", shape: tuple[int, ...] | None = None) -> None:
         """Read the network; one of PyTorch is converted when the shape of its batches is known.
 
         Args:
             network: the file and what of it to use, or the module.
             precision: a key of `PRECISIONS`.
+            shape: of the batches to come, if it is known.
 
         Raises:
-            EngineError: OpenVINO cannot read the file.
+            EngineError: OpenVINO cannot read the file, or the network does not take that shape.
         """
         self.precision = precision
         onnx = network if isinstance(network, OnnxNetwork) else None
@@ -50,6 +51,8 @@ class OpenVINOEngine:
         self._network = network
         self._shape: tuple[int, ...] = ()
         self._request: Any = None
+        if shape:
+            self._compile(shape)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network; see `Engine`."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from segserve.errors import BadInputError
 from segserve.logs import CONTROL
@@ -143,6 +143,17 @@ class LoadRequest(BaseModel):
     orientation: Orientation | None = None
     labels: Labels | None = None
     strict: bool | None = None
+    _offered: bool = PrivateAttr(default=False)
+
+    @property
+    def offered(self) -> bool:
+        """Whether its paths come from a model folder, not from a client, who has not seen them whole."""
+        return self._offered
+
+    def as_offered(self) -> LoadRequest:
+        """The same, `offered`."""
+        self._offered = True
+        return self
 
     @property
     def config(self) -> InferenceConfig:

@@ -46,12 +46,12 @@ class Offer:
         if self.failure:
             raise self.failure
         if asked is None:
-            return parse_load_request(self.body)
+            return parse_load_request(self.body).as_offered()
         config = {key: value for key, value in asked.inference_config.items() if value is not None}
         own = {key: self.body.get(key) for key in ("backend_type", "model_path", "config_path")}
         given = asked.model_dump(exclude_unset=True)
         merged = {**self.body.get("inference_config", {}), **config}
-        return parse_load_request({**self.body, **given, **own, "inference_config": merged})
+        return parse_load_request({**self.body, **given, **own, "inference_config": merged}).as_offered()
 
 
 @dataclass(frozen=True)
