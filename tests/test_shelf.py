@@ -110,6 +110,13 @@ def test_the_request_beside_a_file_is_its_own(tmp_path: Path) -> None:
     assert merged.inference_config == {"patch_size": 8, "fp16": True}
 
 
+def test_converted_weights_take_the_place_of_the_checkpoint(tmp_path: Path) -> None:
+    plant(tmp_path, {"a": {"config.py": "model = 1", "best.pth": "x", "best.safetensors": "x"}})
+    assert Path(request_of(tmp_path, "a").model_path).name == "best.safetensors"
+    plant(tmp_path, {"a": {"last.pth": "x"}})
+    assert "2 checkpoints (best.safetensors, last.pth)" in str(offers_of(tmp_path)["a"].failure)
+
+
 def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:
     files = {"a.py": "model = 1", "b.py": "model = 2", "best.pth": "x", "last.pth": "x"}
     plant(tmp_path, {"runs": files, "shared": {"w.pth": "x"}})

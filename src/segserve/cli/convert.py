@@ -11,8 +11,8 @@ from segserve.cli.folder import sentence
 from segserve.cli.output import fail
 from segserve.errors import SegserveError
 from segserve.extras import need_torch
+from segserve.models.names import SAFETENSORS
 
-SAFETENSORS = ".safetensors"
 SHOWN = 10
 
 

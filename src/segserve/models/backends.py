@@ -9,10 +9,11 @@ from pathlib import Path
 
 from segserve.errors import BadInputError
 from segserve.extras import need_mmengine, need_torch_networks
+from segserve.models.names import SAFETENSORS
 from segserve.models.request import LoadRequest
 
 ONNX, MMENGINE, TORCHSCRIPT, PT2 = BACKENDS = ("onnx", "mmengine", "torchscript", "pt2")
-CHECKPOINTS = (".pth", ".pt", ".ckpt", ".safetensors")
+CHECKPOINTS = (".pth", ".pt", ".ckpt", SAFETENSORS)
 BY_SUFFIX = {".onnx": ONNX, ".ts": TORCHSCRIPT, ".pt2": PT2}
 TORCHSCRIPT_RECORD, TORCHSCRIPT_FOLDER = "constants.pkl", "code/"
 REMEMBERED = 1000

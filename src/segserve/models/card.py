@@ -14,6 +14,7 @@ from segserve.errors import BadInputError, SegserveError
 from segserve.models.backends import CHECKPOINTS, MMENGINE, backend_of, check_request
 from segserve.models.classifiers import holds_classifier
 from segserve.models.formats.mmengine_files import config_files
+from segserve.models.names import SAFETENSORS
 from segserve.models.request import LoadRequest, parse_load_request
 
 FOLDER_CARD = "model.json"
@@ -74,7 +75,8 @@ def complete(found: Found) -> tuple[dict[str, Any], SegserveError | None]:
         body = _body(found, _read(found.card) if found.card.is_file() else {})
         check_request(_request(found, body))
     except SegserveError as error:
-        return known, SegserveError(f"{found.place.name}: {error.message}", status=error.status)
+        place = "" if found.place.name == found.name else f"{found.place.name}: "
+        return known, SegserveError(f"{place}{error.message}", status=error.status)
     return body, None
 
 
@@ -92,7 +94,7 @@ def _in_folder(folder: Path, card: Path) -> Found | None:
     files = sorted(path for path in folder.iterdir() if path.is_file() and is_visible(path))
     networks = [path for path in files if backend_of(path)]
     configs = _unused([path for path in files if path.suffix == ".py" and path.name != PACKAGE_MARK])
-    checkpoints = [path for path in files if path.suffix.lower() in CHECKPOINTS and path not in networks]
+    checkpoints = _once([path for path in files if path.suffix.lower() in CHECKPOINTS and path not in networks])
     config = configs[0] if len(configs) == 1 else None
     if len(networks) == 1 and not checkpoints:
         return Found(folder.name, folder, card, networks[0])
@@ -119,6 +121,12 @@ def _unused(modules: list[Path]) -> list[Path]:
         with suppress(BadInputError):
             brought |= {path.resolve() for path in config_files(module)[1:]}
     return [module for module in modules if module.resolve() not in brought]
+
+
+def _once(checkpoints: list[Path]) -> list[Path]:
+    """Without those that were converted: what `segserve convert` wrote beside them holds the same weights."""
+    converted = {path.stem for path in checkpoints if path.suffix == SAFETENSORS}
+    return [path for path in checkpoints if path.suffix == SAFETENSORS or path.stem not in converted]
 
 
 def _body(found: Found, card: Mapping[str, Any]) -> dict[str, Any]:

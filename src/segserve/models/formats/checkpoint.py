@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from segserve.errors import BadInputError, SegserveError
 from segserve.models.formats import inert_pickle
+from segserve.models.names import SAFETENSORS
 
-SAFETENSORS = ".safetensors"
 ZIP = b"PK\x03\x04"  # as torch tells its own zip files
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network_weights")
 # What DataParallel puts before every name, and torch.compile into it.
