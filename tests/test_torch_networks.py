@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from segserve.models.formats.exported import open_exported
 from segserve.models.formats.one_output import OneOutput
 from segserve.models.formats.torchscript import open_torchscript
 from segserve.models.plan import check_input_shape
+from segserve.models.request import parse_load_request
+from segserve.volumes import model
 from tests import oracle, volumes
 from tests.serving import Served
 from tests.torch_networks import PATCH, Bias, Small, exported, scripted, torch_forward
@@ -368,3 +373,18 @@ def test_the_cards_memory_is_too_small() -> None:
 
     with pytest.raises(EngineError, match=r"patch_size.*force_cpu"):
         TorchEngine(TorchNetwork(Greedy()))(BATCH)
+
+
+@pytest.mark.parametrize(("said", "warned"), [(None, False), (3, False), (4, True)])
+def test_a_number_of_classes_that_is_not_the_networks(
+    said: int | None, warned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened = replace(open_torchscript(scripted(Small(), tmp_path / "net.ts"), [tmp_path]), classes=said)
+    monkeypatch.setattr(model, "open_volume_network", lambda request, trusted: opened)
+    loaded = model.VolumeModel.load(parse_load_request(body("torchscript", tmp_path / "net.ts")), default_patch=8)
+    assert any("4 classes" in warning for warning in loaded.plan.warnings) == warned
+
+
+def test_all_but_the_networks_own_formats_can_do_without_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import segserve.workers.verbs.volume, segserve.cli.doctor"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

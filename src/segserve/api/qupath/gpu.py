@@ -20,7 +20,7 @@ def training_devices() -> list[str]:
 
 
 def _usable_cards() -> list[devices.CudaDevice]:
-    return devices.cuda_devices() if cuda_is_usable() or (has_torch() and torch_cuda_version()) else []
+    return devices.cuda_devices() if cuda_is_usable() else []
 
 
 def gpu_info() -> dict[str, Any]:

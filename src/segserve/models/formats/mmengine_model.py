@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -46,9 +47,17 @@ def open_model(config: Path, checkpoint: Path, *, strict: bool, trusted: Sequenc
         shape=FREE,
         described="not stated in the config",
         metadata=replace(metadata, warnings=[*metadata.warnings, *warnings]),
-        files=[*files, checkpoint],
+        files=[*files, checkpoint, *_source(network)],
         classes=classes if isinstance(classes, int) and classes > 0 else None,
     )
+
+
+def _source(network: torch.nn.Module) -> list[Path]:
+    """The file that the network's class is written in: another version of its library is another network."""
+    try:
+        return [Path(inspect.getfile(type(network)))]
+    except (TypeError, OSError):
+        return []
 
 
 def _backbone(settings: Config, config: Path) -> torch.nn.Module:
