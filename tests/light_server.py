@@ -94,6 +94,10 @@ class Phoenix:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+                },
             )
         # One core for all of them: the threads of small networks only wait for each other, most where cores are busy.
         if hasattr(psutil.Process, "cpu_affinity"):
