@@ -154,3 +154,8 @@ def _start_light_trainings() -> None:
 if __name__ == "__main__":
     _start_light_trainings()
     cli.main()
+
+
+def _paths() -> list[str]:
+    """What the environment names already."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
