@@ -163,7 +163,10 @@ class TileModels:
 
     async def _replaced(self, key: Key, file: TileFile, held: TileProcess) -> TileProcess:
         """A process with the network's new file; the old one as long as the new file cannot be loaded."""
-        if held.successor is None or held.successor.file != file:
+        if held.successor and held.successor.file != file:
+            self._retire(key, held.successor)  # the file that it was started for is there no more
+            held.successor = None
+        if held.successor is None:
             held.successor = self._started(key, file)
         successor = held.successor
         try:
@@ -171,10 +174,13 @@ class TileModels:
         except (SegserveError, WorkerDiedError) as error:
             log.warning("%s has changed and cannot be loaded; the one before is kept: %s", key[0], error)
             return held
-        if self._processes.get(key) is held:
-            self._processes[key] = successor
-            held.successor = None  # it no longer ends with the one before
-            self._retire(key, held)
+        if self._processes.get(key) is not held:
+            return successor
+        if held.successor is not successor:  # the file has changed once more
+            return held
+        self._processes[key] = successor
+        held.successor = None  # it no longer ends with the one before
+        self._retire(key, held)
         return successor
 
     def _started(self, key: Key, file: TileFile) -> TileProcess:
