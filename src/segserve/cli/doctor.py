@@ -15,7 +15,6 @@ import typer
 from packaging.requirements import Requirement
 
 from segserve import __version__, devices
-from segserve.api.qupath.gpu import training_devices
 from segserve.cli.options import read_settings
 from segserve.engines.registry import ENGINES, cuda_is_usable
 from segserve.errors import human_bytes
@@ -69,6 +68,8 @@ def _devices() -> Iterator[str]:
     if gpus and not cuda_is_usable():
         yield "volumes run on the processor: no installed engine uses the GPU"
     if has_torch():
+        from segserve.api.qupath.gpu import training_devices
+
         yield f"trainings run on: {', '.join(training_devices())}"
     if not gpus and not devices.has_apple_gpu():
         yield "GPU: none found; models run on the processor"
