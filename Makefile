@@ -35,7 +35,7 @@ serve: install  ## start the server on its default addresses
 	$(BIN)/segserve serve
 
 test: install  ## the tests, in a few minutes
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n 4 --dist loadfile
 
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ""

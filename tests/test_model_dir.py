@@ -94,6 +94,7 @@ def test_models_are_loaded_in_the_background_and_a_failure_stops_nothing(
         assert error_of(served.infer(image), 400).startswith("Several models are loaded")
 
 
+@pytest.mark.slow
 def test_new_changed_and_removed_files_are_noticed(tmp_path: Path, image: Path, voxels: Array) -> None:
     folder = tmp_path / "models"
     folder.mkdir()

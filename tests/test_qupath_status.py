@@ -262,6 +262,7 @@ def training_processes(door: Served) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_paused_training_goes_on_where_it_was_and_completes(idle: ClassifierClient, data: Path) -> None:
     """Pause, resume with a rate and a batch size of its own, pause, resume with no epochs left."""
     job_id = idle.start_training(endless(data, learning_rate=1e-4, batch_size=1))

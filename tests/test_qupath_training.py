@@ -365,6 +365,7 @@ def test_the_worst_legal_export_trains_and_its_id_collides_with_none(
         path.rmdir()
 
 
+@pytest.mark.slow
 def test_the_learning_rate_that_blows_up_ends_with_advice(client: ClassifierClient, tmp_path: Path) -> None:
     data = write_dataset(tmp_path, train=4, validation=2)
     body = captured_body(data, learning_rate=1e30, epochs=3, scheduler="none", backbone="mobilenet_v2")

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from segserve.training.network.freeze import freeze
 from segserve.training.progress import Progress
 from segserve.training.spec import ArchitectureChoice, Hyperparameters, InputConfig, TrainingSpec
 from tests.datasets import NAMES, write_dataset
+from tests.thinned import thinned
 
 CPU = Place("cpu", "CPU", "32-true")
 State = dict[str, Any]
@@ -252,15 +252,11 @@ def test_unlabelled_pixels_teach_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "train", "batch"),
-    [
-        pytest.param(kind, train, batch, marks=[] if place % 4 == 0 else pytest.mark.slow)
-        for place, (kind, (train, batch)) in enumerate(
-            product(("deeplabv3plus", "pan", "pspnet", "unet"), ((1, 8), (3, 2), (2, 1)))
-        )
-    ],
+    ("kind", "sizes"),
+    thinned(("deeplabv3plus", "pan", "pspnet", "unet"), ((1, 8), (3, 2), (2, 1)), every=4),
 )
-def test_a_batch_of_one_patch_trains(tmp_path: Path, kind: str, train: int, batch: int) -> None:
+def test_a_batch_of_one_patch_trains(tmp_path: Path, kind: str, sizes: tuple[int, int]) -> None:
+    train, batch = sizes
     patches = write_dataset(tmp_path / "data", train=train, validation=1)
     spec = make_spec(patches, kind=kind, batch_size=batch, epochs=1)
     epochs = [e for e in events_of(make_loop(spec, tmp_path / "scratch")) if isinstance(e, EpochDone)]

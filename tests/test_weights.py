@@ -23,6 +23,7 @@ from segserve.training.network.build import build_encoder, build_network, withou
 from segserve.training.network.loading import check, load
 from segserve.training.network.possible import outline
 from segserve.training.network.weights import WeightsSource, fetch, locate
+from tests.thinned import thinned
 
 State = dict[str, torch.Tensor]
 
@@ -71,8 +72,10 @@ def loaded(architecture: str, encoder: str, channels: int, path: Path) -> nn.Mod
     return network.get_submodule("encoder")
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-@pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2", "mit_b0", "resnet50_lunit-swav"])
+@pytest.mark.parametrize(
+    ("encoder", "suffix"),
+    thinned(["resnet18", "mobilenet_v2", "mit_b0", "resnet50_lunit-swav"], [".safetensors", ".pth"], every=3),
+)
 def test_a_file_in_the_weights_folder_is_found_and_loaded(tmp_path: Path, encoder: str, suffix: str) -> None:
     state = encoder_state(encoder)
     path = tmp_path / f"{encoder}{suffix}"
@@ -84,7 +87,7 @@ def test_a_file_in_the_weights_folder_is_found_and_loaded(tmp_path: Path, encode
         assert torch.equal(value, state[name]), name
 
 
-@pytest.mark.parametrize("architecture", [entry.name for entry in ARCHITECTURES])
+@pytest.mark.parametrize("architecture", thinned([entry.name for entry in ARCHITECTURES], every=4))
 def test_weights_load_under_every_architecture(tmp_path: Path, architecture: str) -> None:
     state = encoder_state("resnet18")
     save_file(state, tmp_path / "resnet18.safetensors")
@@ -92,8 +95,9 @@ def test_weights_load_under_every_architecture(tmp_path: Path, architecture: str
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("channels", [1, 3, 5])
-@pytest.mark.parametrize("encoder", ["resnet18", "efficientnet-b0", "mobileone_s0"])
+@pytest.mark.parametrize(
+    ("encoder", "channels"), thinned(["resnet18", "efficientnet-b0", "mobileone_s0"], [1, 3, 5], every=4)
+)
 def test_other_channels_are_adapted_as_the_library_does(tmp_path: Path, encoder: str, channels: int) -> None:
     path = tmp_path / "weights.safetensors"
     state = encoder_state(encoder)
@@ -106,8 +110,9 @@ def test_other_channels_are_adapted_as_the_library_does(tmp_path: Path, encoder:
         torch.testing.assert_close(got[name], value, msg=name)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("name", ["resnet18d", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    ("name", "channels"), thinned(["resnet18d", "convnext_atto", "mobilenetv3_small_050"], [1, 3, 4], every=4)
+)
 def test_timms_own_files_load_as_timm_loads_them(tmp_path: Path, name: str, channels: int) -> None:
     """The file is of timm's classifier, head included; the oracle is timm's feature extractor given the same file."""
     torch.manual_seed(0)
@@ -124,7 +129,7 @@ def test_timms_own_files_load_as_timm_loads_them(tmp_path: Path, name: str, chan
             torch.testing.assert_close(got[f"model.{key}"], value, msg=key)
 
 
-@pytest.mark.parametrize("prefix", ["encoder.", "backbone.", "module.", "model.", "module.encoder."])
+@pytest.mark.parametrize("prefix", thinned(["encoder.", "backbone.", "module.", "model.", "module.encoder."], every=4))
 def test_prefixes_classifiers_and_wrappers_do_not_matter(tmp_path: Path, prefix: str) -> None:
     state = encoder_state("resnet18")
     content = {prefix + name: value for name, value in state.items() if "num_batches_tracked" not in name}
