@@ -11,7 +11,7 @@ from tests.serving import Served, start_server
 
 
 def pytest_configure() -> None:
-    """Tests that run side by side stay on one core each: threads that wait for one another by spinning cost the others."""
+    """Tests that run side by side stay on one core each: threads that spin while they wait cost the others."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
