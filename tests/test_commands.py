@@ -101,9 +101,8 @@ def test_infer_mistakes_are_one_sentence(tmp_path: Path, image: str) -> None:
     assert_one_sentence(segserve("infer", words, image, "-o", out))
     assert_one_sentence(segserve("infer", network, words, "-o", out))
     assert_one_sentence(segserve("infer", network, image, "-o", out, "--window-level", "50"), "window")
-    for width in ("0", "nan"):
-        window = ["--window-level", "40", f"--window-width={width}"]
-        assert_one_sentence(segserve("infer", network, image, "-o", out, *window), "window")
+    window = ["--window-level", "40", "--window-width=nan"]
+    assert_one_sentence(segserve("infer", network, image, "-o", out, *window), "window")
     assert_one_sentence(segserve("infer", network, image, "-o", str(tmp_path / "no" / "folder" / "out.nii.gz")))
     assert not Path(out).exists()
 

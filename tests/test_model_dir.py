@@ -191,6 +191,7 @@ def traced_network(path: Path, threshold: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there, the owner counts")
 @pytest.mark.filterwarnings("ignore")
 def test_code_is_run_from_the_folders_that_were_named(tmp_path: Path, image: Path, voxels: Array) -> None:

@@ -90,7 +90,7 @@ def compiled(path: Path) -> None:
 class TestOverHttp:
     @pytest.mark.parametrize(
         ("save", "kind", "engine"),
-        [(*KINDS[0], "auto"), (*KINDS[1], "auto"), (*KINDS[1], "openvino")],
+        [(*KINDS[0], "auto"), (*KINDS[1], "auto"), pytest.param(*KINDS[1], "openvino", marks=pytest.mark.slow)],
     )
     def test_labels_are_those_of_the_module_itself(
         self, server: Served, image: Path, save: Save, kind: str, engine: str, tmp_path: Path

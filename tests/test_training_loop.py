@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(data: Path
     ("looks", "place"),
     [
         *((looks, CPU) for looks in (0, 3)),
-        (1, replace(CPU, precision="bf16-mixed")),
+        pytest.param(1, replace(CPU, precision="bf16-mixed"), marks=pytest.mark.slow),
         *(pytest.param(looks, CPU, marks=pytest.mark.slow) for looks in (1, 4, 5, 7)),
         pytest.param(6, replace(CPU, precision="bf16-mixed"), marks=pytest.mark.slow),
     ],
