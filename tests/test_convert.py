@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from segserve.cli import app
+from segserve.models.formats.checkpoint import write_safetensors
 from tests.itkit_models import save_training
 
 
@@ -103,3 +104,9 @@ def test_what_cannot_be_converted_is_one_sentence(checkpoint: Path) -> None:
     assert "is not there" in refusal(checkpoint, "-o", folder / "no" / "a.safetensors")
     torch.save({"epoch": 1}, folder / "b.pth")
     assert "holds no weights" in refusal(folder / "b.pth")
+
+
+def test_others_may_read_the_weights_as_they_may_read_any_new_file(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    write_safetensors({"a": torch.zeros(2)}, tmp_path / "w.safetensors")
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode

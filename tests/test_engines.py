@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from segserve import devices
 from segserve.engines import agreement, candidates, choose, registry, remembered
-from segserve.engines.base import Engine, EngineError, Network, OnnxNetwork, TorchNetwork
+from segserve.engines.base import Engine, EngineError, Network, OnnxNetwork, TorchNetwork, without_paths
 from segserve.engines.candidates import Candidate, Wish
 from segserve.engines.verdict import Choice, Trial, Verdict
 from segserve.errors import BadInputError, MissingExtraError
@@ -447,3 +447,16 @@ def test_external_names_are_found_as_onnx_writes_them(tmp_path: Path) -> None:
     long_name = "w" * 150 + ".bin"
     onnx.save(onnx.load(path), path, save_as_external_data=True, location=long_name, size_threshold=0)
     assert model_files(path) == [path, tmp_path / long_name]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("see https://example.org/a/b for more", "see https://example.org/a/b for more"),
+        ("open /home/me/net.onnx failed", "open (a path) failed"),
+        ("file:///home/me/net.onnx", "file:(a path)"),
+        ("C:\\Users\\me failed", "(a path) failed"),
+    ],
+)
+def test_messages_lose_paths_and_keep_addresses(text: str, shown: str) -> None:
+    assert without_paths(text) == shown

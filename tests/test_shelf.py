@@ -52,8 +52,6 @@ def test_what_is_offered_and_what_is_passed_over(tmp_path: Path) -> None:
         "a.b.ts": "x",
         "exported.pt2": "x",
         "script.pt": "torchscript",
-        "weights.pt": "x",
-        "checkpoint.pth": "x",
         ".hidden.onnx": "x",
         "copied.onnx.tmp": "x",
         "notes.txt": "x",
@@ -115,6 +113,20 @@ def test_converted_weights_take_the_place_of_the_checkpoint(tmp_path: Path) -> N
     assert Path(request_of(tmp_path, "a").model_path).name == "best.safetensors"
     plant(tmp_path, {"a": {"last.pth": "x"}})
     assert "2 checkpoints (best.safetensors, last.pth)" in str(offers_of(tmp_path)["a"].failure)
+
+
+def test_a_checkpoint_in_the_model_folder_itself_is_told_of(tmp_path: Path) -> None:
+    found, notes = look_at([plant(tmp_path, {"config.py": "model = 1", "best.pth": "x", "weights.pt": "x"})])
+    assert not found
+    for name, note in zip(("best.pth", "weights.pt"), notes, strict=True):
+        for word in (name, "configuration", "folder of their own"):
+            assert word in note
+
+
+def test_a_file_that_may_not_be_read_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, {"liver.onnx": "x"})
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "may not read" in str(offers_of(tmp_path)["liver"].failure)
 
 
 def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:

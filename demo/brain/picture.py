@@ -101,7 +101,7 @@ def _annotate(axes: Axes, plane: Plane) -> None:
 
 
 def _caption(figure: Figure, score: Score) -> None:
-    figure.suptitle("A brain scan, and what the served network made of it", color=INK, fontsize=17, y=0.975)
+    figure.suptitle("A brain scan, and what the served U-Net made of it", color=INK, fontsize=17, y=0.975)
     figure.text(
         0.5,
         0.065,

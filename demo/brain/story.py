@@ -69,7 +69,7 @@ def show_brain(output: Path) -> None:
     with step("5. Judge the answers where the networks never learned, and draw one"):
         found = _judge(brain, answers, output / "brain.png")
     _require(*found)
-    print("\nThe network beats the thresholds on both tissues.")
+    print("\nThe U-Net beats the thresholds on both tissues.")
 
 
 def _write_scan(brain: Brain, path: Path) -> None:

@@ -82,6 +82,8 @@ def _backend(model: Path, config: Path | None) -> str:
     """The kind of a network; a file of an unknown ending is taken for ONNX, and what it is instead is then told."""
     backend = backend_of(model)
     if backend is None and (config or model.suffix.lower() in CHECKPOINTS):
+        if config is None:
+            fail(f"{model} is a checkpoint: name its configuration with --config.")
         return MMENGINE
     return backend or ONNX
 
@@ -89,6 +91,8 @@ def _backend(model: Path, config: Path | None) -> str:
 def _check_paths(model: Path, image: Path, output: Path, *, several: bool) -> None:
     from segserve.volumes.writers import WRITERS
 
+    if model.is_dir():
+        fail(f"the model {model} is a folder: name the file in it.")
     if not model.is_file():
         fail(f"the model {model} is not there.")
     if several:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
 
-ABSOLUTE_PATH = re.compile(r"""(?<![\w.])(?:[A-Za-z]:)?[\\/][^\s'"]+""")
+ABSOLUTE_PATH = re.compile(r"""(?<!http:)(?<!https:)(?<![\w./])(?:[A-Za-z]:)?[\\/][^\s'"]+""")
 
 
 class EngineError(BadInputError):

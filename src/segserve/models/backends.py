@@ -36,17 +36,19 @@ def check_request(request: LoadRequest) -> None:
     """Check what of a load request needs no look into the files.
 
     Raises:
-        BadInputError: the kind is unknown, or a file is not there.
+        BadInputError: the kind is unknown, or a file is not there or may not be read.
         MissingExtraError: the kind needs a part of Segserve that is not installed.
     """
     backend = request.backend_type.lower()
     if not is_file(request.model_path):
         raise BadInputError(f"Model file not found: {request.model_path}.")
+    _check_readable(request.model_path)
     if backend not in BACKENDS:
         raise BadInputError(f"Unknown backend type: {request.backend_type}. Known: {', '.join(BACKENDS)}.")
     if backend == MMENGINE:
         if not request.config_path or not is_file(request.config_path):
             raise BadInputError(f"Config file required for MMEngine: {request.config_path}")
+        _check_readable(request.config_path)
         need_mmengine("An MMEngine model")
     elif backend != ONNX:
         need_torch_networks(f"A model of the kind {backend}")
@@ -62,6 +64,11 @@ def _is_torchscript(path: Path, size: int, changed: int) -> bool:
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
     return TORCHSCRIPT_RECORD in inside and any(name.startswith(TORCHSCRIPT_FOLDER) for name in inside)
+
+
+def _check_readable(path: str) -> None:
+    if not os.access(path, os.R_OK):
+        raise BadInputError(f"The server's user may not read {path}: change its permissions, or its owner.")
 
 
 def is_file(path: str) -> bool:

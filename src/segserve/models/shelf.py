@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segserve.errors import SegserveError, printable
+from segserve.models.backends import CHECKPOINTS
 from segserve.models.card import Found, complete, is_visible, look_into
 from segserve.models.formats.mmengine_files import config_files
 from segserve.models.request import LoadRequest, parse_load_request
@@ -108,6 +109,8 @@ def look_at(folders: Sequence[Path]) -> tuple[list[tuple[Path, Offer]], list[str
                 there = look_into(entry)
                 if there:
                     found.append((entry, _offer(there, beginnings)))
+                elif entry.is_file() and entry.suffix.lower() in CHECKPOINTS:
+                    notes.append(f"{entry} is passed over: put it and its configuration into a folder of their own.")
             except OSError as error:
                 notes.append(f"{entry} is passed over: {error.strerror}.")
     return found, notes

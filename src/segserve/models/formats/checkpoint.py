@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import tarfile
 import tempfile
 import warnings
@@ -81,6 +82,10 @@ def write_safetensors(state: State, path: Path) -> None:
             save_file(dict(_separate(state)), whole, metadata={"format": "pt"})
         except (KeyError, ValueError) as error:
             raise BadInputError(f"These weights cannot be written as safetensors: {error}.") from error
+        # The library keeps others from reading its files; as they are wished for elsewhere, they are here.
+        usual = Path(folder) / "usual"
+        usual.touch()
+        whole.chmod(stat.S_IMODE(usual.stat().st_mode))
         whole.replace(path)
 
 
