@@ -224,7 +224,7 @@ def test_every_kind_of_network_is_taken(point_network: torch.nn.Module, tmp_path
         out.unlink()
 
     unfit = [str(tmp_path / "net.pth"), *more]
-    assert "Config file required" in infer_here(*unfit)
+    assert "--config" in infer_here(*unfit)
     torch.save({"weight": point_network.weight, "others": torch.zeros(1)}, tmp_path / "net.pth")
     assert "others" in infer_here(*unfit, "--config", config)
     assert "others" in infer_here(*unfit, "--config", config, "--strict")
