@@ -131,7 +131,7 @@ def test_a_file_that_may_not_be_read_is_told_apart(tmp_path: Path, monkeypatch: 
 
 def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:
     files = {"a.py": "model = 1", "b.py": "model = 2", "best.pth": "x", "last.pth": "x"}
-    plant(tmp_path, {"runs": files, "shared": {"w.pth": "x"}})
+    plant(tmp_path, {"runs": files, "elsewhere": {"w.pth": "x"}})
     sentence = str(offers_of(tmp_path)["runs"].failure)
     for word in ("2 configurations (a.py, b.py)", "2 checkpoints (best.pth, last.pth)", "model.json"):
         assert word in sentence
@@ -139,8 +139,8 @@ def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:
     request = request_of(tmp_path, "runs")
     assert (Path(request.model_path).name, request.strict) == ("best.pth", False)
     assert request.config_path == str(tmp_path / "runs" / "b.py")
-    plant(tmp_path / "runs", {"model.json": {"model_path": "../shared/w.pth", "config_path": "a.py"}})
-    assert request_of(tmp_path, "runs").model_path == str(tmp_path / "shared" / "w.pth")
+    plant(tmp_path / "runs", {"model.json": {"model_path": "../elsewhere/w.pth", "config_path": "a.py"}})
+    assert request_of(tmp_path, "runs").model_path == str(tmp_path / "elsewhere" / "w.pth")
 
 
 @pytest.mark.parametrize(

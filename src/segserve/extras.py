@@ -64,10 +64,15 @@ def _installed(names: tuple[str, ...]) -> bool:
 
 def _need(here: bool, what: str, extra: str) -> None:
     if not here:
-        raise MissingExtraError(
-            f"{what} needs the optional part {extra!r} of Segserve: on the server's machine, "
-            f"run pip install 'segserve[{extra}]' and start the server again."
-        )
+        raise missing_extra(what, extra)
+
+
+def missing_extra(what: str, extra: str) -> MissingExtraError:
+    """The refusal of what cannot be done without an optional part, and how to get that."""
+    return MissingExtraError(
+        f"{what} needs the optional part {extra!r} of Segserve: on the server's machine, "
+        f"run pip install 'segserve[{extra}]' and start the server again."
+    )
 
 
 def installed_version(package: str) -> str | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from segserve.engines.base import Engine, Network, OnnxNetwork, TorchNetwork
 from segserve.engines.registry import AUTO, ENGINES, installed_engines
-from segserve.errors import BadInputError, MissingExtraError
+from segserve.errors import BadInputError
+from segserve.extras import missing_extra
 
 KINDS = {OnnxNetwork: "ONNX", TorchNetwork: "PyTorch"}
 
@@ -98,10 +99,8 @@ def _refuse_engine(name: str, kind: type[Network]) -> None:
             f"The engine {name} does not run {KINDS[kind]} networks: ask for {', '.join(sorted(able))} or {AUTO}."
         )
     extra = able[name].extra
-    raise MissingExtraError(
-        f"The engine {name} needs the optional part {extra!r} of Segserve: on the server's machine, "
-        f"run pip install 'segserve[{extra}]' and start the server again."
-    )
+    assert extra, "what no optional part brings is always installed"
+    raise missing_extra(f"The engine {name}", extra)
 
 
 def _all(device: str | None, kind: type[Network]) -> set[Candidate]:

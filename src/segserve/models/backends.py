@@ -58,12 +58,17 @@ def check_request(request: LoadRequest) -> None:
 def _is_torchscript(path: Path, size: int, changed: int) -> bool:
     """Whether a file is an archive as torch.jit.save makes it; its size and time are there to be remembered by."""
     del size, changed
+    inside = archive_records(path)
+    return TORCHSCRIPT_RECORD in inside and any(name.startswith(TORCHSCRIPT_FOLDER) for name in inside)
+
+
+def archive_records(path: Path) -> list[str]:
+    """What lies in an archive as torch makes them, below its one folder; nothing if it is no archive."""
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = [name.partition("/")[2] for name in archive.namelist()]
+            return [name.partition("/")[2] for name in archive.namelist()]
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return False
-    return TORCHSCRIPT_RECORD in inside and any(name.startswith(TORCHSCRIPT_FOLDER) for name in inside)
+        return []
 
 
 def _check_readable(path: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from segserve.engines.base import TensorSpec, TorchNetwork, without_paths
 from segserve.errors import BadInputError
+from segserve.models.backends import archive_records
 from segserve.models.formats.one_output import OneOutput
 from segserve.models.formats.opened import Opened
 from segserve.models.metadata import KNOWN, read_metadata
@@ -55,11 +55,7 @@ def open_exported(path: Path, trusted: Sequence[Path]) -> Opened:
 
 def _refuse_others(path: Path) -> None:
     """Refuse what torch would report on for pages, and machine code, which it would run."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = [name.partition("/")[2] for name in archive.namelist()]
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        inside = []
+    inside = archive_records(path)
     if any(name.startswith(COMPILED) for name in inside):
         raise BadInputError(
             f"{path.name} holds machine code that AOTInductor compiled: save the network with torch.export.save."

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segserve.errors import BadInputError
-from segserve.models.backends import BACKENDS, MMENGINE, ONNX, PT2, TORCHSCRIPT
+from segserve.models.backends import MMENGINE, ONNX, PT2, TORCHSCRIPT
 from segserve.models.formats.mmengine_files import config_files
 from segserve.models.formats.onnx import model_files, open_onnx
 from segserve.models.formats.opened import Opened
@@ -17,12 +17,12 @@ def open_volume_network(request: LoadRequest, trusted: Sequence[Path]) -> Opened
     """Read a network; where its file holds code, that runs in this process.
 
     Args:
-        request: which one, and of which kind.
+        request: which one, and of which kind; one that `check_request` has let pass.
         trusted: folders whose files may be run whoever owns them.
 
     Raises:
         NotTrustedError: it holds code that may not be run.
-        BadInputError: it cannot be read, or is of no known kind.
+        BadInputError: it cannot be read.
     """
     path, kind = Path(request.model_path), request.backend_type.lower()
     if kind == MMENGINE:
@@ -37,8 +37,6 @@ def open_volume_network(request: LoadRequest, trusted: Sequence[Path]) -> Opened
         from segserve.models.formats.exported import open_exported
 
         return open_exported(path, trusted)
-    if kind != ONNX:
-        raise BadInputError(f"Unknown backend type: {request.backend_type}. Known: {', '.join(BACKENDS)}.")
     file = open_onnx(path)
     return Opened(file.network(), file.input.shape, str(file.input), file.metadata, model_files(path))
 
