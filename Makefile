@@ -26,6 +26,7 @@ $(UV):
 $(READY): pyproject.toml requirements.lock | $(UV)
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --compile-bytecode --require-hashes -r requirements.lock
 	VIRTUAL_ENV=$(VENV) $(UV) pip install --quiet --no-deps -e .
+	$(BIN)/python -m compileall -q src
 	@touch $(READY)
 
 demo: install  ## the main jobs, end to end: a real brain, real tissue (five to ten minutes)

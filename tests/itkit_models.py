@@ -129,12 +129,15 @@ def unetr(folder: Path) -> Sample:
 
 
 def mednext(folder: Path) -> Sample:
-    """A text style config, whose networks are known by name to a module beside it."""
-    sample = Sample(folder / "mednext.py", folder / "iter_10.pth", "itkit.models.MedNeXt", "MedNeXt", MEDNEXT, 5)
+    return textual(folder, "itkit.models.MedNeXt", "MedNeXt", MEDNEXT)
+
+
+def textual(folder: Path, module: str, name: str, arguments: dict[str, Any]) -> Sample:
+    """A text style config, whose networks are known by name to a module beside it; imports nothing of ITKIT itself."""
+    stem = name.lower()
+    sample = Sample(folder / f"{stem}.py", folder / "iter_10.pth", module, name, arguments, 5)
     _write(sample, TEXT)
-    (folder / "mednext_beside.py").write_text(
-        BESIDE.format(module=sample.module, name=sample.name, beside="mednext_beside")
-    )
+    (folder / f"{stem}_beside.py").write_text(BESIDE.format(module=module, name=name, beside=f"{stem}_beside"))
     return sample
 
 

@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,25 @@ class Served:
     def pids_of(self, label: str) -> set[int]:
         """The processes that hold the model of this name; others of a shared server come and go."""
         return {process.pid for process in self.workers() if _last_argument(process) == label}
+
+    @contextmanager
+    def standstill(self, label: str, seconds: float) -> Iterator[None]:
+        """The model of this name computes nothing for so many seconds, however fast the machine is."""
+        processes = [psutil.Process(pid) for pid in self.pids_of(label)]
+        assert processes
+        for process in processes:
+            process.suspend()
+
+        def go_on() -> None:
+            for process in processes:
+                process.resume()
+
+        timer = threading.Timer(seconds, go_on)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.join()
 
     def spool_files(self) -> list[Path]:
         """Files in the spool; `os.walk` passes over folders that vanish while it looks."""

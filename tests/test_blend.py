@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 
 from segserve.volumes.blend import window_weights
@@ -63,6 +62,8 @@ def averaged(engine: TorchEngine, volume: NDArray[np.float32], grid: Grid, windo
 def test_averages_are_those_of_monai(
     shape: tuple[int, int, int], patch: tuple[int, int, int], overlap: float, blend: str
 ) -> None:
+    from monai.inferers.utils import sliding_window_inference  # late: importing it takes ten seconds
+
     engine = TorchEngine(CLASSES)
     volume = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     with torch.no_grad():

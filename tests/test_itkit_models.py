@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 STRIDE = PATCH // 2
 WINDOW = (50.0, 500.0)
 LOAD_SECONDS = 120  # the client's patience
+POINTWISE = {"in_channels": 1, "out_channels": 3, "kernel_size": 1}
 
 
 @pytest.fixture
@@ -84,9 +85,13 @@ def assert_serves(served: Served, sample: Sample, image: Path) -> None:
     assert_segments_like_upstream(served, sample, image, model_name=name)
 
 
-def test_segformer_by_name_and_as_the_one_model(shared: Served, tmp_path: Path, image: Path) -> None:
+def test_segformer_by_name(shared: Served, tmp_path: Path, image: Path) -> None:
+    assert_serves(shared, itkit_models.segformer(tmp_path / "own"), image)
+
+
+@pytest.mark.slow
+def test_segformer_as_the_one_model(shared: Served, tmp_path: Path, image: Path) -> None:
     sample = itkit_models.segformer(tmp_path / "own")
-    assert_serves(shared, sample, image)
     answer = shared.post("/api/model", json=body(sample), timeout=LOAD_SECONDS)
     assert answer.status_code == 200, answer.text
     assert shared.get("/api/info").json()["model"]["name"] == sample.checkpoint.stem
@@ -111,9 +116,7 @@ def test_what_is_refused_is_not_run_and_leaves_what_was_loaded(shared: Served, t
     voxels = save_volume(tmp_path / "scan.nii.gz")
     shared.load("before", threshold_network(tmp_path / "before.onnx", 100.0))
     canary = tmp_path / "canary"
-    sample = itkit_models.lazy(
-        tmp_path / "own", "torch.nn", "Conv3d", {"in_channels": 1, "out_channels": 3, "kernel_size": 1}
-    )
+    sample = itkit_models.textual(tmp_path / "own", "torch.nn", "Conv3d", POINTWISE)
 
     def refused(status: int) -> str:
         sent = {"name": "before", **body(sample)}
@@ -139,9 +142,7 @@ def test_what_is_refused_is_not_run_and_leaves_what_was_loaded(shared: Served, t
 
 def test_a_checkpoint_that_fits_in_part_is_loaded_if_asked_and_its_harm_is_not(shared: Served, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    sample = itkit_models.lazy(
-        tmp_path / "own", "torch.nn", "Conv3d", {"in_channels": 1, "out_channels": 3, "kernel_size": 1}
-    )
+    sample = itkit_models.textual(tmp_path / "own", "torch.nn", "Conv3d", POINTWISE)
     torch.save({"state_dict": {"backbone.weight": torch.ones(3, 1, 1, 1, 1)}, "hook": Harm(canary)}, sample.checkpoint)
     sent = {"name": "part", **body(sample), "strict": False}
     answer = shared.post("/api/models", json=sent, timeout=LOAD_SECONDS)

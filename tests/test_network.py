@@ -116,6 +116,7 @@ def test_what_cannot_work_is_refused_with_the_reason(architecture: str, encoder:
     assert answer == {"possible": False, "reason": caught.value.message}
 
 
+@pytest.mark.slow
 def test_refusals_agree_with_networks_of_real_numbers() -> None:
     for architecture, encoder in product(["linknet", "pan"], ["mobilenet_v2", "mit_b0"]):
         try:
@@ -259,6 +260,7 @@ def test_one_encoder_outside_the_catalogue_can_be_asked_for() -> None:
         inspect.encoder({"name": "vit_tiny_patch16_224"})
 
 
+@pytest.mark.slow
 def test_kept_sizes_are_what_is_measured() -> None:
     kept = sizes(0)
     for name in ("mit_b0", "tu-convnext_atto", "mobileone_s0"):

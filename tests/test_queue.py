@@ -127,7 +127,7 @@ def spooled(served: Served) -> int:
 
 
 def assert_spool_empties(served: Served) -> None:
-    wait_until(lambda: spooled(served) == 0, 5, "a request left its folder behind")
+    wait_until(lambda: spooled(served) == 0, 10, "a request left its folder behind")
 
 
 def test_twice_the_capacity_at_once(narrow: Served, clients: Clients, volumes: dict[str, Path]) -> None:

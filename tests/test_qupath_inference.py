@@ -250,7 +250,7 @@ def test_maps_in_the_answer(server: Served, model: Path, form: str) -> None:
     np.testing.assert_array_equal(inline_maps(asked(format="float32")), maps)
     labels = inline_maps(asked(format="classes"), "u1")
     np.testing.assert_array_equal([found[0] for found in labels], np.argmax(maps, axis=1))
-    wait_until(lambda: not server.spool_files(), 5, "files stayed in the spool")
+    wait_until(lambda: not server.spool_files(), 10, "files stayed in the spool")
 
 
 @pytest.mark.parametrize(

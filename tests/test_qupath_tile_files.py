@@ -222,7 +222,7 @@ def test_sixteen_threads_on_one_cold_model(busy: Served, tmp_path: Path) -> None
         list(pool.map(ask, range(64)))
     assert len(busy.workers()) == before + 1
     assert not list((tmp_path / "maps").iterdir())
-    wait_until(lambda: not busy.spool_files(), 5, "files stayed in the spool")
+    wait_until(lambda: not busy.spool_files(), 10, "files stayed in the spool")
 
 
 def test_a_client_that_hangs_up_frees_the_engine(busy: Served, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_client_that_hangs_up_frees_the_engine(busy: Served, tmp_path: Path) -
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         wait_until(lambda: _seconds(process) > spent + 1, 30, "the process never began to work")
         assert busy.spool_files()
-    wait_until(lambda: not busy.spool_files(), 5, "files stayed in the spool")
+    wait_until(lambda: not busy.spool_files(), 10, "files stayed in the spool")
     wait_until(lambda: _rests(process), 20, "the process goes on")
 
 

@@ -175,6 +175,7 @@ def test_the_service_starts_a_server_for_other_machines_with_its_models(tmp_path
         started.end()
 
 
+@pytest.mark.slow
 def test_the_container_starts_a_server_for_other_machines_with_its_models(tmp_path: Path) -> None:
     (text,) = re.findall(r"```dockerfile\n(.+?)```", DEPLOYMENT, re.DOTALL)
     lines = [line.partition(" ")[::2] for line in text.strip().splitlines()]

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from segserve.models.backends import is_barred
 from segserve.models.request import LoadRequest
 from segserve.models.shelf import Offer, Shelf, look_at
 
@@ -127,6 +128,22 @@ def test_a_file_that_may_not_be_read_is_told_apart(tmp_path: Path, monkeypatch: 
     plant(tmp_path, {"liver.onnx": "x"})
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert "may not read" in str(offers_of(tmp_path)["liver"].failure)
+
+
+def test_a_path_through_a_folder_that_may_not_be_entered_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    assert not is_barred("/nowhere/net.onnx")
+    assert not is_barred("net\0.onnx")
+    monkeypatch.setattr(os, "stat", refuse)
+    assert is_barred("/private/net.onnx")
+
+
+def test_what_is_in_doubt_is_counted_and_named(tmp_path: Path) -> None:
+    plant(tmp_path, {"runs": {"a.py": "model = 1", **{f"{number}.pth": "x" for number in range(7)}}})
+    sentence = str(offers_of(tmp_path)["runs"].failure)
+    assert "1 configuration (a.py), 7 checkpoints (0.pth, 1.pth, 2.pth, 3.pth, 4.pth and 2 more)" in sentence
 
 
 def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_request_id_is_on_errors_and_in_the_log(server: Served) -> None:
     answer = server.post("/api/infer", headers={"X-Request-ID": "find-me-42"})
     assert answer.headers["X-Request-ID"] == "find-me-42"
     error_of(answer, 400)
-    wait_until(lambda: "find-me-42" in server.log.read_text(), 5, "the id is not in the log")
+    wait_until(lambda: "find-me-42" in server.log.read_text(), 10, "the id is not in the log")
 
 
 @pytest.mark.usefixtures("ready")
@@ -233,7 +233,7 @@ def test_request_id_of_the_work_is_in_the_log(server: Served, image: Path) -> No
         form = {"model_name": "ready"}
         answer = server.post("/api/infer", data=form, files={"image": stream}, headers={"X-Request-ID": "find-me-43"})
     assert answer.headers["X-Request-ID"] == "find-me-43"
-    wait_until(lambda: "find-me-43" in server.log.read_text(), 5, "the id is not in the log")
+    wait_until(lambda: "find-me-43" in server.log.read_text(), 10, "the id is not in the log")
 
 
 def test_model_has_the_six_fields_and_what_is_in_force(door: Served, above_100: Path) -> None:

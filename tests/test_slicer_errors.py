@@ -178,7 +178,7 @@ def test_unknown_keys_are_named(door: Served, good: Path) -> None:
 
 def test_address_cannot_forge_a_line_of_the_log(server: Served) -> None:
     server.get("/api/nothing%0AFORGED", headers={"X-Request-ID": "forger"})
-    wait_until(lambda: "forger" in server.log.read_text(), 5, "the request is not in the log")
+    wait_until(lambda: "forger" in server.log.read_text(), 10, "the request is not in the log")
     assert not [line for line in server.log.read_text().splitlines() if line.startswith("FORGED")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -114,6 +114,12 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def some(names: Collection[str], most: int = 20) -> str:
+    """Names for a sentence, and how many more there are: `some("abc", 2) == 'a, b and 1 more'`."""
+    more = len(names) - most
+    return ", ".join(list(names)[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def by(sizes: Iterable[int]) -> str:

@@ -82,3 +82,14 @@ def is_file(path: str) -> bool:
         return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises on names that are too long
     except ValueError:  # a NUL in it
         return False
+
+
+def is_barred(path: str) -> bool:
+    """Whether a path that a client sent leads through a folder that the server may not enter."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segserve.errors import BadInputError, SegserveError
+from segserve.errors import BadInputError, SegserveError, some
 from segserve.models.backends import CHECKPOINTS, MMENGINE, backend_of, check_request
 from segserve.models.classifiers import holds_classifier
 from segserve.models.formats.mmengine_files import config_files
@@ -103,7 +103,7 @@ def _in_folder(folder: Path, card: Path) -> Found | None:
     if not networks and not checkpoints and not card.is_file():
         return None
     held = [
-        f"{len(paths)} {what} ({', '.join(path.name for path in paths[:5])})"
+        f"{len(paths)} {what if len(paths) > 1 else what[:-1]} ({some([path.name for path in paths], 5)})"
         for what, paths in (("networks", networks), ("configurations", configs), ("checkpoints", checkpoints))
         if paths
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
 SETTLE_SECONDS = 0.5
-MOST_NAMED = 20
 REST = 20
 """How many times as long as a look took to wait until the next, should that be more."""
 
@@ -237,12 +236,6 @@ class Offers:
         elif error:
             standing.failure = SegserveError("It could not be loaded: the server's log says why.")
             log.error("the model %s could not be loaded", standing.offer.name, exc_info=error)
-
-
-def some(names: Collection[str]) -> str:
-    """Names for a sentence, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(list(names)[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _tell(standing: Standing) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from segserve.api.progress import Progress
-from segserve.errors import BadInputError, MissingError
+from segserve.errors import BadInputError, MissingError, some
 from segserve.models.request import LoadRequest
 from segserve.models.shelf import Offer
 from segserve.workers.loaded import LoadedModel
-from segserve.workers.offers import Offers, some
+from segserve.workers.offers import Offers
 from segserve.workers.supervisor import Supervisor
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from starlette.requests import Request
 
 from segserve.api.uploads import small_body
-from segserve.errors import BadInputError
-from segserve.models.backends import check_request, is_file
+from segserve.errors import BadInputError, some
+from segserve.models.backends import check_request, is_barred, is_file
 from segserve.models.request import LoadRequest, parse_load_request
 from segserve.models.shelf import Offer
-from segserve.workers.offers import Offers, some
+from segserve.workers.offers import Offers
 
 MAX_BODY = 2**20
 
@@ -77,6 +77,7 @@ async def _meant(path: str, offers: Offers) -> Offer | None:
 
 def _advice(path: str, offers: Offers) -> str:
     advice = "" if os.path.isabs(path) else ". Send an absolute path on the server's machine."  # noqa: PTH117
+    advice = ". The server may not enter its folder: let it." if is_barred(path) else advice
     advice = ". It is a folder; name the file in it." if os.path.isdir(path) else advice  # noqa: PTH112
     if not offers.here:
         return advice

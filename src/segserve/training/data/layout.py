@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from segserve.errors import BadInputError
+from segserve.errors import BadInputError, some
 
 SUFFIXES = (".tiff", ".tif", ".png", ".jpg", ".jpeg", ".raw")
 RANK = {".tiff": 0, ".tif": 1, ".png": 2, ".jpg": 3, ".jpeg": 3, ".raw": 4}
@@ -119,6 +119,4 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _some(place: str, files: list[Path]) -> str:
-    names = ", ".join(file.name for file in files[:3])
-    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-    return f"In {place}, {names}{more} {'is' if len(files) == 1 else 'are'}"
+    return f"In {place}, {some([file.name for file in files], 3)} {'is' if len(files) == 1 else 'are'}"
