@@ -146,6 +146,13 @@ def test_what_is_in_doubt_is_counted_and_named(tmp_path: Path) -> None:
     assert "1 configuration (a.py), 7 checkpoints (0.pth, 1.pth, 2.pth, 3.pth, 4.pth and 2 more)" in sentence
 
 
+def test_a_folder_of_networks_in_doubt_is_not_taken_for_another_kind(tmp_path: Path) -> None:
+    plant(tmp_path, {"both": {"a.onnx": "x", "b.onnx": "x"}, "pairs": {"a.py": "", "a.pth": "x", "b.pth": "x"}})
+    offers = offers_of(tmp_path)
+    assert {name: offer.body["backend_type"] for name, offer in offers.items()} == {"both": "onnx", "pairs": "mmengine"}
+    assert all(offer.failure for offer in offers.values())
+
+
 def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:
     files = {"a.py": "model = 1", "b.py": "model = 2", "best.pth": "x", "last.pth": "x"}
     plant(tmp_path, {"runs": files, "elsewhere": {"w.pth": "x"}})

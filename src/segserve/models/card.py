@@ -32,6 +32,7 @@ class Found:
         place: the file or folder.
         card: where its load request would lie.
         model, config: its files, where there is no doubt about them.
+        kind: its backend type as far as that can be told while its files are in doubt.
         doubt: what speaks against taking any files for it; a card that names them settles it.
     """
 
@@ -40,6 +41,7 @@ class Found:
     card: Path
     model: Path | None = None
     config: Path | None = None
+    kind: str = MMENGINE
     doubt: str = "It names no model_path."
 
 
@@ -111,7 +113,8 @@ def _in_folder(folder: Path, card: Path) -> Found | None:
         f"The folder holds {', '.join(held) or 'no network'}; one network is expected, or one configuration and one "
         f"checkpoint. Put a {FOLDER_CARD} into it that names model_path, and config_path if it needs one."
     )
-    return Found(folder.name, folder, card, None, config, doubt)
+    kind = next(filter(None, map(backend_of, networks)), MMENGINE)
+    return Found(folder.name, folder, card, None, config, kind, doubt)
 
 
 def _unused(modules: list[Path]) -> list[Path]:
@@ -133,7 +136,9 @@ def _body(found: Found, card: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in card.items() if value is not None}
     model = _path(found, given, "model_path") or found.model
     config = _path(found, given, "config_path") or found.config
-    guessed = (backend_of(model) if model and model.is_file() else None) or MMENGINE
+    guessed = found.kind
+    if model:
+        guessed = (backend_of(model) if model.is_file() else None) or MMENGINE
     body = {"name": found.name, "backend_type": guessed, **given, "model_path": str(model or found.place)}
     return {**body, "config_path": str(config)} if config else body
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve.devices import usable_cores
 from segserve.tiles.io import read_image, read_mask
 from segserve.training.data.check import DataRequest, Summary, open_folder
 from segserve.training.data.layout import Pair
@@ -121,7 +121,7 @@ def _bands(path: Path, name: str, rules: Rules) -> Image:
 
 def _in_order(items: Sequence[Pair], work: Callable[[Pair], Decoded]) -> Iterator[Decoded]:
     """`map` over threads that never runs far ahead of who takes the results, so that few wait in memory."""
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, usable_cores())
     with ThreadPoolExecutor(threads, "decode") as pool:
         waiting: deque[Future[Decoded]] = deque()
         try:
