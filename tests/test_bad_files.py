@@ -164,7 +164,7 @@ def test_a_small_file_that_claims_to_be_huge_costs_nothing(
     before, begun = memory.held(processes), time.monotonic()
     with memory.Peak(processes) as peak:
         refused(path, 400, 413)
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 5
     assert peak.size - before < 64 * MiB
 
 

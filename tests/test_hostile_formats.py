@@ -222,7 +222,7 @@ def test_a_small_file_that_claims_to_be_huge_costs_nothing(
     before, begun = memory.held(processes), time.monotonic()
     with memory.Peak(processes) as peak:
         refused(content, status=status)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 6
     assert peak.size - before < 64 * MiB
 
 

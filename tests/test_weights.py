@@ -217,7 +217,7 @@ def test_without_weights_the_refusal_is_quick_and_helps(tmp_path: Path, encoder:
     begun = time.monotonic()
     with pytest.raises(BadInputError) as caught:
         locate(encoder, tmp_path if folder else None, ask_hub=True)
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 12
     repository = {"resnet34": "smp-hub/resnet34.imagenet", "resnet50_lunit-bt": "1aurent/resnet50.lunit_bt"}
     for part in (
         *(f"{encoder}.safetensors", f"{encoder}.pth", repository.get(encoder, "timm/convnext_atto")),
@@ -232,7 +232,7 @@ def test_a_hub_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, silent_po
     begun = time.monotonic()
     with pytest.raises(BadInputError, match=r"did not answer in time|could not be reached"):
         locate("resnet50_lunit-bt", None, ask_hub=True)
-    assert 1 < time.monotonic() - begun < 7
+    assert 1 < time.monotonic() - begun < 14
 
 
 def test_offline_the_hub_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
