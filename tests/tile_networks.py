@@ -50,6 +50,27 @@ def coarse_classifier(folder: Path, **metadata: Any) -> Path:
     return _save(folder, nodes, weights, metadata)
 
 
+def forgetful_classifier(folder: Path, keeps: int) -> Path:
+    """A folder whose network answers as `pixel_classifier`'s, but only for the first tiles of a batch."""
+    nodes = [
+        helper.make_node("Conv", ["input", "weight", "bias"], ["all"]),
+        helper.make_node("Slice", ["all", "begin", "end", "axis"], ["output"]),
+    ]
+    bounds = {name: np.array([value], np.int64) for name, value in [("begin", 0), ("end", keeps), ("axis", 0)]}
+    return _save(folder, nodes, {"weight": WEIGHT.reshape(3, 3, 1, 1), "bias": BIAS, **bounds}, {})
+
+
+def mixing_classifier(folder: Path) -> Path:
+    """A folder whose network adds the mean of a batch's tiles to each of them, and so is right with one alone."""
+    nodes = [
+        helper.make_node("ReduceMean", ["input", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Add", ["input", "mean"], ["sum"]),
+        helper.make_node("Conv", ["sum", "weight", "bias"], ["output"]),
+    ]
+    weights = {"axis": np.array([0], np.int64), "weight": WEIGHT.reshape(3, 3, 1, 1) / 2, "bias": BIAS}
+    return _save(folder, nodes, weights, {})
+
+
 def slow_classifier(folder: Path) -> Path:
     """A folder whose network takes a good part of a second for a tile of 512 x 512."""
     wide = np.full((32, 32, 5, 5), 1e-4, np.float32)

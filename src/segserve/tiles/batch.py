@@ -11,7 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.engines.base import Engine
+from segserve.engines import agreement
+from segserve.engines.base import Engine, EngineError
+from segserve.engines.verdict import Choice
+from segserve.errors import BadInputError
+from segserve.models.formats.tile_onnx import check_output
 
 Values = NDArray[np.float32]
 
@@ -21,12 +25,31 @@ class Limits:
     """How large a batch may be: tiles and, as memory goes with them, pixels; one tile always fits.
 
     Attributes:
-        fixed: the batch of a network that takes no other.
+        fixed: the batch of a network that takes no other, or is right with no other.
     """
 
     tiles: int
     pixels: int
     fixed: int | None = None
+
+
+def shareable(choice: Choice, pair: Values) -> bool:
+    """Whether a network gives a tile the same map in company as alone.
+
+    Args:
+        choice: the engine that runs it.
+        pair: two different tiles, float32 (2, C, H, W).
+    """
+    try:
+        alone = choice.engine(pair[1:]).copy()
+        together = choice.engine(pair)
+    except (EngineError, MemoryError):
+        return False
+    if together.shape != (2, *alone.shape[1:]):
+        return False
+    exact = choice.candidate.exact
+    apart = agreement.differences(together[1:], alone, "softmax" if alone.shape[1] > 1 else "sigmoid")
+    return agreement.error_of(apart, largest=exact) <= agreement.tolerance(exact=exact)
 
 
 @dataclass(eq=False)
@@ -70,17 +93,36 @@ class Batcher:
 
     def _work(self) -> None:
         while True:
-            batch = self._next_batch()
-            if not batch:
-                continue
-            try:
-                answers = self._engine(self._stacked(batch))
-            except Exception as error:  # whatever it is, those who wait must hear of it
-                for waiting in batch:
-                    waiting.answer.set_exception(error)
-                continue
-            for waiting, logits in zip(batch, answers, strict=False):
-                waiting.answer.set_result(logits.copy())  # the engine's buffer holds until its next call only
+            if batch := self._next_batch():
+                self._serve(batch)
+
+    def _serve(self, batch: list[_Waiting]) -> None:
+        """Answer those who wait; tiles that fail together are computed one by one, for one may be to blame, or none."""
+        try:
+            answers = self._computed(batch)
+        except Exception as error:  # whatever it is, those who wait must hear of it
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+                return
+            for waiting in batch:
+                self._serve([waiting])
+            return
+        for waiting, logits in zip(batch, answers, strict=True):
+            waiting.answer.set_result(logits)
+
+    def _computed(self, batch: list[_Waiting]) -> list[Values]:
+        """The logits of each tile.
+
+        Raises:
+            EngineError: the network failed, or gives something else than a map for each tile.
+        """
+        tiles = self._stacked(batch)
+        answers = self._engine(tiles)
+        try:
+            check_output(tiles.shape, answers.shape)
+        except BadInputError as error:
+            raise EngineError(error.message) from None
+        return [logits.copy() for logits in answers[: len(batch)]]  # the engine's buffer holds until its next call only
 
     def _next_batch(self) -> list[_Waiting]:
         with self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,14 +16,15 @@ from segserve.engines.candidates import Wish
 from segserve.engines.remembered import choose_once
 from segserve.engines.trial import trial_batches
 from segserve.engines.verdict import Choice, Trial
-from segserve.errors import BadInputError
 from segserve.models.classifiers import read_metadata
 from segserve.models.formats.onnx import model_files
 from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, own_metadata, trial_shape
-from segserve.tiles.batch import Batcher, Limits
+from segserve.tiles.batch import Batcher, Limits, shareable
 from segserve.tiles.maps import probabilities
-from segserve.tiles.prepare import Prepared, prepare
+from segserve.tiles.prepare import prepare
 from segserve.tiles.recipe import Needs, Recipe
+
+log = logging.getLogger(__name__)
 
 # On a processor a batch gains nothing once a tile keeps all cores busy, and takes memory and the first tile's time.
 PROCESSOR_PIXELS = 512 * 512
@@ -35,13 +37,12 @@ USUAL_DIVISOR = 32
 class TileModel:
     """A network ready to classify tiles; its methods may be called from many threads."""
 
-    def __init__(self, choice: Choice, needs: Needs, metadata: Mapping[str, Any], batch: int | None) -> None:
+    def __init__(self, choice: Choice, needs: Needs, metadata: Mapping[str, Any], limits: Limits) -> None:
         self.metadata = metadata
         self.classes = max(choice.shape[1], 2)
         self._needs = needs
         self._choice = choice
-        pixels = PROCESSOR_PIXELS if choice.engine.device == "cpu" else GPU_PIXELS
-        self._batcher = Batcher(choice.engine, Limits(MOST_TILES, pixels, batch))
+        self._batcher = Batcher(choice.engine, limits)
 
     @classmethod
     def load(cls, path: Path, wish: Wish, *, choices: Path | None = None) -> TileModel:
@@ -65,7 +66,8 @@ class TileModel:
 
         trial = Trial(trial_batches(shape, unit=True), check)
         choice = choose_once(file.network(changing=True), model_files(path), wish, trial, choices)
-        return cls(choice, Needs.of(metadata, file.input.shape), metadata, file.input.shape[0])
+        limits = _limits(choice, shape, file.input.shape[0])
+        return cls(choice, Needs.of(metadata, file.input.shape), metadata, limits)
 
     def describe(self) -> dict[str, Any]:
         """What is in force, as JSON."""
@@ -105,7 +107,7 @@ class TileModel:
 
         def classified(needs: Needs) -> NDArray[np.float32]:
             prepared = prepare(image, recipe, needs, name, blocked=blocked)
-            return probabilities(self._run(prepared, abandoned, most), prepared, name)
+            return probabilities(self._batcher.run(prepared.values, abandoned, most=most), prepared, name)
 
         needs = self._needs
         try:
@@ -118,10 +120,14 @@ class TileModel:
         self._needs = padded
         return answer
 
-    def _run(self, prepared: Prepared, abandoned: Callable[[], bool], most: int) -> NDArray[np.float32]:
-        logits = self._batcher.run(prepared.values, abandoned, most=most)
-        try:
-            check_output((1, *prepared.values.shape), (1, *logits.shape))
-        except BadInputError as error:
-            raise EngineError(error.message) from None
-        return logits
+
+def _limits(choice: Choice, shape: tuple[int, int, int, int], fixed: int | None) -> Limits:
+    """How large batches of a network may be: of one tile if it goes wrong with more."""
+    pixels = PROCESSOR_PIXELS if choice.engine.device == "cpu" else GPU_PIXELS
+    _, channels, height, width = shape
+    if fixed is None and 2 * height * width <= pixels:
+        (pair,) = trial_batches((2, channels, height, width), unit=True)
+        if not shareable(choice, pair):
+            log.warning("this network is not right with several tiles in a batch: it gets one at a time")
+            fixed = 1
+    return Limits(MOST_TILES, pixels, fixed)
