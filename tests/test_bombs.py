@@ -232,6 +232,7 @@ BODIES = {
     "long inside": b'{"tiles":' + ONES + b"}",
     "long names": b'{"' + b'a":1,"' * 5 * 10**5 + b'a":1}',
     "many classes": TRAINING,
+    "many tiles": b'{"tiles": [' + b'{"id": "a", "data": "b"},' * 5 * 10**5,
 }
 ROUTES = ["/api/models", "/api/model", "/api/v1/inference", "/api/v1/inference/pixel", "/api/v1/train"]
 JSON_TYPE = {"Content-Type": "application/json"}
@@ -241,6 +242,13 @@ JSON_TYPE = {"Content-Type": "application/json"}
 @pytest.mark.parametrize("route", [*ROUTES, "/api/v1/inference/batch?model_path=x"])
 def test_json(route: str, kind: str, house: House, defused: Callable[..., str]) -> None:
     defused(lambda: house.server.post(route, data=BODIES[kind], headers=JSON_TYPE), 400, 413, 422, 404)
+
+
+@pytest.mark.parametrize("route", ["/api/v1/inference", "/api/v1/inference/pixel"])
+def test_a_large_body_is_never_whole_in_memory(route: str, house: House, defused: Callable[..., str]) -> None:
+    tiles = {f"{index}": "data:image/png;base64," + "YWFh" * 2**20 for index in range(60)}
+    body = json.dumps(json_request(house.classifier, tiles, output="inline")).encode()
+    assert "image" in defused(lambda: house.server.post(route, data=body, headers=JSON_TYPE), 400)
 
 
 def test_json_within_a_form(house: House, defused: Callable[..., str]) -> None:

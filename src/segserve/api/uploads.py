@@ -24,6 +24,7 @@ MAX_FIELD = 64 * 2**10
 MAX_PARTS = 100
 
 SizeCheck = Callable[[int], None]
+Write = Callable[[bytes], object]
 
 
 @dataclass
@@ -58,11 +59,14 @@ async def small_body(request: Request, limit: int) -> bytearray:
         if size > limit:
             raise TooLargeError(over_limit(limit))
 
-    return await _body(request, check)
+    body = bytearray()
+    async for chunk in _chunks(request, check):
+        body += chunk
+    return body
 
 
-async def whole_body(request: Request, limit: int) -> bytearray:
-    """A whole body that may be as large as an upload, in memory.
+async def stream_body(request: Request, limit: int, write: Write) -> None:
+    """Give a body that may be as large as an upload to `write`, in pieces and in threads.
 
     Raises:
         HungUpError: it is cut short.
@@ -70,7 +74,7 @@ async def whole_body(request: Request, limit: int) -> bytearray:
     """
     check = _upload_check(limit)
     check(_stated_size(request))
-    return await _body(request, check)
+    await _feed(_chunks(request, check), write)
 
 
 async def receive_form(
@@ -106,7 +110,7 @@ async def receive_form(
     receiver = _Receiver(folder, file_parts, field_limits or {})
     try:
         parser = MultipartParser(options.get(b"boundary", b""), receiver.callbacks())
-        await _feed(_chunks(request, check), parser)
+        await _feed(_chunks(request, check), parser.write)
         parser.finalize()
     except FormParserError:
         raise BadInputError("The multipart form is malformed or was cut short: send it again.") from None
@@ -117,13 +121,6 @@ async def receive_form(
     finally:
         receiver.close()
     return receiver.form
-
-
-async def _body(request: Request, check: SizeCheck) -> bytearray:
-    body = bytearray()
-    async for chunk in _chunks(request, check):
-        body += chunk
-    return body
 
 
 async def _chunks(request: Request, check: SizeCheck) -> AsyncIterator[bytes]:
@@ -145,15 +142,15 @@ async def _chunks(request: Request, check: SizeCheck) -> AsyncIterator[bytes]:
         raise HungUpError("The client hung up before its upload was whole.") from None
 
 
-async def _feed(chunks: AsyncIterator[bytes], parser: MultipartParser) -> None:
+async def _feed(chunks: AsyncIterator[bytes], write: Write) -> None:
     pending = bytearray()
     async for chunk in chunks:
         pending += chunk
         if len(pending) >= WRITE_SIZE:
             # In a thread: a slow disk must not hold up other requests.
-            await asyncio.to_thread(parser.write, bytes(pending))
+            await asyncio.to_thread(write, bytes(pending))
             pending.clear()
-    await asyncio.to_thread(parser.write, bytes(pending))
+    await asyncio.to_thread(write, bytes(pending))
 
 
 def _stated_size(request: Request) -> int:

@@ -60,7 +60,7 @@ async def classify_paths(
     """The mean probability of each class in each of the named files, their pixels divided by 255."""
     place = hall(request)
     async with request_folder(place.state) as folder:
-        question = await read_paths(model_path, request, folder, int(place.settings.max_upload))
+        question = await read_paths(model_path, request)
         reply = await _ask(request, question, "means", {}, folder)
     pairs = zip(question.ids, reply["means"], strict=True)
     return {"results": [{"path": path, "probabilities": means} for path, means in pairs]}

@@ -6,13 +6,13 @@ import base64
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from segserve.errors import BadInputError, TooLargeError, is_disk_full
 
-SAFE_ID = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._ -]{0,198}[A-Za-z0-9_-])?")
+SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._ -]{0,199}")
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d) *(?:\..*)?", re.IGNORECASE)
 MOST_TILES = 10_000
 SHOWN = 80
@@ -53,22 +53,45 @@ def check_ids(ids: Sequence[str]) -> None:
         if not SAFE_ID.fullmatch(identity) or RESERVED.fullmatch(identity):
             raise BadInputError(
                 f"The tile id {identity[:SHOWN]!r} cannot name a file everywhere: use at most 200 of the letters A-Z "
-                f"and a-z, digits, '_', '-', and between them '.' and spaces, and no name that Windows reserves."
+                f"and a-z, digits, '_' and '-', behind it also '.' and spaces, and no name that Windows reserves."
             )
 
 
-def tile_inputs(tiles: Iterable[tuple[str, str]], folder: Path) -> dict[str, Path]:
+def is_data_url(data: str) -> bool:
+    """Whether a tile's data holds the image itself; else it is a path."""
+    return data.startswith("data:")
+
+
+def keep_image(url: str, target: Path) -> Path | None:
+    """Write the image of a data URL to a file; None if it holds none.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        content = base64.b64decode("".join(url.partition(",")[2].split()), validate=True)
+    except ValueError:
+        return None
+    if not content:
+        return None
+    target.write_bytes(content)
+    return target
+
+
+def tile_inputs(tiles: Iterable[tuple[str, str]], images: Mapping[int, Path]) -> dict[str, Path]:
     """The images of a request as files, `tile-0` the first.
 
     Args:
         tiles: id, and a data URL or a path.
-        folder: gets what the data URLs hold.
+        images: the files that hold data URLs' images, by the place of their tile.
 
     Raises:
         BadInputError: the data of a tile is neither, or is no base64.
     """
-    named = [(f"tile-{index}", identity, data) for index, (identity, data) in enumerate(tiles)]
-    return {name: _image(identity, data, folder / name) for name, identity, data in named}
+    return {
+        f"tile-{index}": images.get(index) or _named_file(identity, data)
+        for index, (identity, data) in enumerate(tiles)
+    }
 
 
 def map_files(folder: str, ids: Sequence[str]) -> MapFiles:
@@ -93,11 +116,10 @@ def map_files(folder: str, ids: Sequence[str]) -> MapFiles:
     return MapFiles(shown, dict(outputs.values()))
 
 
-def _image(identity: str, data: str, target: Path) -> Path:
-    """The file that holds a tile's image: the one it names, or `target`."""
-    if data.startswith("data:"):
-        target.write_bytes(_decoded(identity, data))
-        return target
+def _named_file(identity: str, data: str) -> Path:
+    if is_data_url(data):
+        header = data.partition(",")[0][:SHOWN]
+        raise BadInputError(f"The data URL of tile {identity} has no base64 after its first comma: {header}")
     path = Path(data)
     try:
         if path.is_file():
@@ -107,17 +129,6 @@ def _image(identity: str, data: str, target: Path) -> Path:
     raise BadInputError(
         f"The data of tile {identity} is neither a data URL (data:...) nor an existing file: {data[:SHOWN]}"
     )
-
-
-def _decoded(identity: str, url: str) -> bytes:
-    header, _, payload = url.partition(",")
-    try:
-        content = base64.b64decode("".join(payload.split()), validate=True)
-    except ValueError:
-        content = b""
-    if not content:
-        raise BadInputError(f"The data URL of tile {identity} has no base64 after its first comma: {header[:SHOWN]}")
-    return content
 
 
 def _make_writable(folder: str) -> None:

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from segserve.api.limits import LARGEST_JSON
 from segserve.api.qupath.tile_files import check_count, check_ids, tile_inputs
 from segserve.api.qupath.tile_request import (
     BlobTiles,
@@ -23,7 +24,8 @@ from segserve.api.qupath.tile_request import (
     Text,
     TileRequest,
 )
-from segserve.api.uploads import Form, receive_form, whole_body
+from segserve.api.qupath.tile_stream import NotJsonError, TileStream
+from segserve.api.uploads import Form, receive_form, small_body, stream_body
 from segserve.errors import BadInputError, by
 from segserve.workers.tile_models import TileWish
 
@@ -62,16 +64,21 @@ async def read_json(kind: type[JsonTiles], request: Request, folder: Path, limit
     Raises:
         RequestValidationError: the body has not the right shape.
         BadInputError: a tile's id or data cannot be used.
-        TooLargeError: the body is over `limit` bytes.
+        TooLargeError: the body is over `limit` bytes, or what it says of the tiles is too much.
     """
-    # Not kept while the tiles are computed: a body may be gigabytes.
-    return await asyncio.to_thread(_from_json, kind, await whole_body(request, limit), folder)
+    stream = TileStream(folder)
+    try:
+        await stream_body(request, limit, stream.write)
+        said = stream.finish()
+    except NotJsonError as error:
+        raise RequestValidationError([_not_json(error)]) from None
+    return await asyncio.to_thread(_from_json, kind, said, stream)
 
 
-async def read_paths(model_path: str, request: Request, folder: Path, limit: int) -> Question:
+async def read_paths(model_path: str, request: Request) -> Question:
     """Read a JSON list of paths; see `read_json`."""
-    body = await whole_body(request, limit)
-    return await asyncio.to_thread(_from_paths, model_path, body, folder)
+    body = await small_body(request, LARGEST_JSON)
+    return await asyncio.to_thread(_from_paths, model_path, body)
 
 
 async def read_blob(kind: type[BlobTiles], request: Request, folder: Path, limit: int) -> Question:
@@ -89,35 +96,40 @@ async def read_blob(kind: type[BlobTiles], request: Request, folder: Path, limit
     if missing:
         problems = [{"type": "missing", "loc": ("body", name), "msg": "Field required"} for name in missing]
         raise RequestValidationError(problems)
-    return await asyncio.to_thread(_from_form, kind, form)
+    return await asyncio.to_thread(_from_form, kind, form, folder)
 
 
-def _from_json(kind: type[JsonTiles], body: bytearray, folder: Path) -> Question:
+def _from_json(kind: type[JsonTiles], said: bytes, stream: TileStream) -> Question:
     try:
-        asked = kind.model_validate_json(body)
+        asked = kind.model_validate_json(said)
     except ValidationError as error:
         raise _wrong_shape(error) from None
     ids = [tile.id for tile in asked.tiles]
     check_ids(ids)
-    inputs = tile_inputs([(tile.id, tile.data) for tile in asked.tiles], folder)
-    return _question(asked, asked.input_config, ids, _listed(ids), inputs, len(body))
+    inputs = tile_inputs([(tile.id, tile.data) for tile in asked.tiles], stream.images)
+    return _question(asked, asked.input_config, ids, _listed(ids), inputs, stream.size)
 
 
-def _from_paths(model_path: str, body: bytearray, folder: Path) -> Question:
+def _from_paths(model_path: str, body: bytearray) -> Question:
     try:
         paths = PATHS.validate_json(body)
     except ValidationError as error:
         raise _wrong_shape(error) from None
     check_count(paths)
-    inputs = tile_inputs([(path, path) for path in paths], folder)
+    inputs = tile_inputs([(path, path) for path in paths], {})
     images = {**_listed(paths), "divide_by_255": True}
     asked = TileRequest(model_path=model_path)
     return _question(asked, LooseInputConfig(), paths, images, inputs, len(body))
 
 
-def _from_form(kind: type[BlobTiles], form: Form) -> Question:
+def _from_form(kind: type[BlobTiles], form: Form, folder: Path) -> Question:
+    said = form.fields[METADATA]
     try:
-        asked = kind.model_validate_json(form.fields[METADATA])
+        if len(said) > LARGEST_JSON:  # values without number in it would take many times its size
+            TileStream(folder, METADATA_LIMIT).write(said.encode())
+        asked = kind.model_validate_json(said)
+    except NotJsonError as error:
+        raise BadInputError(f"The metadata cannot be used: Invalid JSON: {error}.") from None
     except ValidationError as error:
         raise BadInputError(f"The metadata cannot be used: {_sentence(error)}.") from None
     check_ids(asked.tile_ids)
@@ -166,6 +178,10 @@ def _checked_size(asked: BlobTiles, buffer: Path) -> int:
     if count and not expected:
         raise BadInputError(f"tile_height, tile_width and num_channels must be at least 1, not {by(shape)}.")
     return size
+
+
+def _not_json(error: NotJsonError) -> dict[str, Any]:
+    return {"type": "json_invalid", "loc": ("body",), "msg": f"Invalid JSON: {error}"}
 
 
 def _wrong_shape(error: ValidationError) -> RequestValidationError:

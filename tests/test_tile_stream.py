@@ -1,0 +1,126 @@
+"""Bodies of tiles that are taken apart while they arrive: nothing is lost, wherever the pieces are cut."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segserve.api.qupath import tile_stream
+from segserve.api.qupath.tile_stream import NotJsonError, TileStream
+from segserve.errors import SegserveError, TooLargeError
+
+NUMBERS = st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=10,
+)
+TILES = st.lists(
+    st.fixed_dictionaries({"id": TEXT, "data": st.binary(min_size=1) | TEXT | VALUES}, optional={"more": VALUES})
+)
+
+
+def taken(body: bytes, folder: Path, step: int = 2**20) -> TileStream:
+    stream = TileStream(folder)
+    for piece in pieces(body, step):
+        stream.write(piece)
+    return stream
+
+
+def pieces(body: bytes, step: int) -> Iterator[bytes]:
+    return (body[start : start + step] for start in range(0, len(body), step))
+
+
+@settings(deadline=None)
+@given(tiles=TILES, rest=st.dictionaries(TEXT.filter(lambda key: key != "tiles"), VALUES), step=st.integers(1, 100))
+def test_what_comes_out_is_what_went_in(tiles: list[dict[str, Any]], rest: dict[str, Any], step: int) -> None:
+    images = {index: tile["data"] for index, tile in enumerate(tiles) if isinstance(tile["data"], bytes)}
+    for index, image in images.items():
+        tiles[index] = {**tiles[index], "data": "data:image/png;base64," + base64.b64encode(image).decode()}
+    with TemporaryDirectory() as folder:
+        stream = taken(json.dumps({**rest, "tiles": tiles}).encode(), Path(folder), step)
+        said = json.loads(stream.finish())
+        assert {index: path.read_bytes() for index, path in stream.images.items()} == images
+        assert {path.name for path in Path(folder).iterdir()} == {f"tile-{index}" for index in images}
+    assert said == {
+        **rest,
+        "tiles": [{**tile, **({"data": "data:"} if i in images else {})} for i, tile in enumerate(tiles)],
+    }
+
+
+def test_the_last_of_several_counts(tmp_path: Path) -> None:
+    body = b'{"tiles": [{"data": "data:,YQ==", "data": "a.png"}, {"data": "b.png", "data": "data:,Yg=="}]}'
+    stream = taken(body, tmp_path)
+    assert json.loads(stream.finish())["tiles"] == [{"data": "a.png"}, {"data": "data:"}]
+    assert {index: path.read_bytes() for index, path in stream.images.items()} == {1: b"b"}
+
+
+def test_what_only_looks_like_a_tile_is_none(tmp_path: Path) -> None:
+    body = (
+        b'{"tiles.item.data": "data:,YQ==", "tiles": [{"more": {"data": "data:,YQ=="}}], "x": [{"data": "data:,YQ=="}]}'
+    )
+    stream = taken(body, tmp_path)
+    assert json.loads(stream.finish()) == json.loads(body)
+    assert not stream.images
+
+
+@pytest.mark.parametrize("url", ["data:", "data:image/png;base64", "data:image/png;base64,", "data:,=!", "data:,Y"])
+def test_a_url_without_an_image_stays(tmp_path: Path, url: str) -> None:
+    stream = taken(json.dumps({"tiles": [{"data": url}]}).encode(), tmp_path)
+    assert json.loads(stream.finish())["tiles"] == [{"data": url.partition(",")[0]}]
+    assert not stream.images
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"tiles": [' + b'{"id": "a", "data": "b"},' * 10_001, "10000 tiles"),
+        (b'{"tiles": [{"id": "' + b"a" * 5_000_000 + b'"', "4.0 MiB"),
+        (b'{"selected_channels": [' + b"0," * 600_000, "4.0 MiB"),
+        (b'{"more": [' + b"{}," * 600_000, "4.0 MiB"),
+    ],
+)
+def test_what_would_fill_the_memory_is_refused_while_it_arrives(tmp_path: Path, body: bytes, words: str) -> None:
+    with pytest.raises(TooLargeError, match=words):
+        taken(body, tmp_path)
+
+
+def test_nesting_has_an_end(tmp_path: Path) -> None:
+    assert json.loads(taken(b"[" * 50 + b"]" * 50, tmp_path).finish())
+    with pytest.raises(NotJsonError, match="50 levels"):
+        taken(b"[" * 100_000, tmp_path)
+
+
+def test_one_tile_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_stream, "LARGEST_TILE", 1000)
+    body = json.dumps({"tiles": [{"data": "data:," + "YWFh" * 200}] * 9}).encode()
+    assert len(taken(body, tmp_path, 100).images) == 9
+    body = json.dumps({"tiles": [{"data": "data:," + "YWFh" * 400}]}).encode()
+    with pytest.raises(TooLargeError, match="one tile"):
+        taken(body, tmp_path, 100)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"nul", b"{} {}", b'{"a": NaN}', b'{"a": "\xff"}', b"1" * 5000, b"\x00"])
+def test_what_is_no_json_is_told(tmp_path: Path, body: bytes) -> None:
+    with pytest.raises(NotJsonError, match=r"\w"):
+        taken(body, tmp_path).finish()
+
+
+@settings(deadline=None)
+@given(
+    body=st.binary(max_size=60) | st.text(alphabet='{}[]",:0e-tiles.da\\u', max_size=60).map(str.encode),
+    step=st.integers(1, 60),
+)
+def test_anything_is_json_or_refused(body: bytes, step: int) -> None:
+    with TemporaryDirectory() as folder, suppress(NotJsonError, SegserveError):
+        json.loads(taken(body, Path(folder), step).finish())
