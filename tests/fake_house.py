@@ -27,8 +27,9 @@ class FakeWorker:
 
     def __init__(self, placement: FakePlacement) -> None:
         self.device = ""
+        self.answers = 0
         self._alive = True
-        self._loading: asyncio.Future[None] | None = None
+        self._doing: asyncio.Future[None] | None = None
         self._placement = placement
 
     @property
@@ -41,6 +42,8 @@ class FakeWorker:
             return await self._load(call.body["request"])
         if not self._alive:
             raise WorkerDiedError("it has ended", began=False)
+        await self._do(self._placement.before_answer)
+        self.answers += 1
         call.outputs["labels"].write_bytes(self.device.encode())
         numbers = {"patches": 2, "skipped": 0, "seconds": 3.0, "warnings": []}
         return {**numbers, "engine": "fake", "device": self.device, "precision": "float32"}
@@ -50,25 +53,28 @@ class FakeWorker:
 
     async def stop(self) -> None:
         self._alive = False
-        if self._loading:
-            self._loading.cancel()
+        if self._doing:
+            self._doing.cancel()
         await self._placement.before_gone()
 
     async def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         self.device = request["inference_config"].get("forward_device", "cuda")
         if self.device == "cpu":
-            self._loading = asyncio.ensure_future(self._placement.before_cpu())
-            await asyncio.wait([self._loading])
-            if self._loading.cancelled():
-                raise WorkerDiedError("it has ended", began=True)
-            self._loading.result()
+            await self._do(self._placement.before_cpu)
         computed = {"engine": "fake", "device": self.device, "precision": "float32"}
         verdicts = [{**computed, "seconds": 1.0, "error": None, "refused": None}]
         return {"card": {**computed, "batch": 2, "engines": verdicts}, "fingerprint": "same"}
 
+    async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._doing = asyncio.ensure_future(work())
+        await asyncio.wait([self._doing])
+        if self._doing.cancelled():
+            raise WorkerDiedError("it has ended", began=True)
+        self._doing.result()
+
 
 async def at_once() -> None:
-    """A load on the processor, or an end, that takes no time."""
+    """A load on the processor, an answer, or an end, that takes no time."""
 
 
 @dataclass
@@ -77,6 +83,7 @@ class FakePlacement:
 
     workers: list[FakeWorker] = field(default_factory=list)
     before_cpu: Callable[[], Coroutine[Any, Any, None]] = at_once
+    before_answer: Callable[[], Coroutine[Any, Any, None]] = at_once
     before_gone: Callable[[], Coroutine[Any, Any, None]] = at_once
 
     async def start(self, label: str, kind: Kind) -> FakeWorker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from segserve.errors import BadInputError
 from tests.fake_house import IMAGE, House, at_once, make_house
+from tests.scripted_jobs import until
 from tests.serving import Served, start_server, wait_until
 from tests.small_networks import assert_labels, error_of, save_volume, threshold_network
 
@@ -177,6 +179,112 @@ def test_an_unload_does_not_wait_for_a_process_that_takes_its_time_to_die(house:
             await asyncio.wait_for(closing, 5)
 
     asyncio.run(story())
+
+
+class SlowEnd:
+    """Processes take as long to end as the test wants."""
+
+    def __init__(self, house: House) -> None:
+        self.begun = 0
+        self.may_end = asyncio.Event()
+        house.placement.before_gone = self._wait
+
+    async def _wait(self) -> None:
+        self.begun += 1
+        await self.may_end.wait()
+
+
+def test_an_unload_before_the_process_is_started_again_starts_none(house: House) -> None:
+    async def story() -> None:
+        async with house.client() as client:
+            await house.load(client)
+            await house.app.state.supervisor.rest()
+            slow = SlowEnd(house)
+            request = asyncio.create_task(infer(client, "false"))
+            await until(lambda: slow.begun == 1)
+            unload = asyncio.create_task(client.delete("/api/models/a"))
+            await until(lambda: slow.begun == 2)
+            slow.may_end.set()
+            assert (await unload).status_code == 200
+            answer = await request
+            assert (answer.status_code, answer.json()["error"]) == (503, "The model a was unloaded.")
+            assert len(house.placement.workers) == 1
+
+    asyncio.run(story())
+
+
+def test_a_model_unloaded_before_its_load_is_answered_does_not_become_current(house: House) -> None:
+    async def story() -> None:
+        async with house.client() as client:
+            await house.load(client)
+            slow = SlowEnd(house)
+            body = {"backend_type": "onnx", "model_path": str(house.path)}
+            load = asyncio.create_task(client.post("/api/model", json=body))
+            await until(lambda: slow.begun == 1)  # the new one is loaded; the old one ends
+            unload = asyncio.create_task(client.delete("/api/models/a"))
+            await until(lambda: slow.begun == 2)
+            slow.may_end.set()
+            assert (await unload).status_code == 200
+            answer = await load
+            assert (answer.status_code, answer.json()["error"]) == (503, "The model a was unloaded.")
+            for name in ("a", "b"):
+                assert (await client.post("/api/models", json={**body, "name": name})).status_code == 200
+            assert (await client.get("/api/info")).json()["model"] is None
+
+    asyncio.run(story())
+
+
+def test_names_that_could_not_be_loaded_leave_nothing_behind(house: House) -> None:
+    async def refuse() -> None:
+        raise BadInputError("The network is too large.")
+
+    def locks() -> int:
+        gc.collect()
+        return sum(isinstance(one, asyncio.Lock) for one in gc.get_objects())
+
+    async def story() -> None:
+        house.placement.before_cpu = refuse
+        body = {"backend_type": "onnx", "model_path": str(house.path), "inference_config": {"forward_device": "cpu"}}
+        async with house.client() as client:
+            await client.get("/api/info")
+            before = locks()
+            for number in range(20):
+                assert (await client.post("/api/models", json={**body, "name": f"n{number}"})).status_code == 400
+            assert locks() < before + 10
+
+    asyncio.run(story())
+
+
+def test_a_client_that_hangs_up_in_the_moment_of_its_turn_keeps_nobody_waiting(house: House) -> None:
+    async def story(moment: int, client: httpx.AsyncClient) -> None:
+        may_answer = asyncio.Event()
+
+        async def wait() -> None:
+            await may_answer.wait()
+
+        house.placement.before_answer = wait
+        model = house.app.state.supervisor.get("a")
+        running = asyncio.create_task(infer(client, "false"))
+        await until(lambda: model.busy)
+        leaving = asyncio.create_task(infer(client, "false"))
+        await until(lambda: model.waiting == 1)
+        staying = asyncio.create_task(infer(client, "false"))
+        await until(lambda: model.waiting == 2)
+        may_answer.set()
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        answers = await asyncio.wait_for(asyncio.gather(running, staying), 10)
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert not model.busy
+
+    async def stories() -> None:
+        async with house.client() as client:
+            await house.load(client)
+            for moment in range(12):
+                await story(moment, client)
+
+    asyncio.run(stories())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there, how a process was ended cannot be told")

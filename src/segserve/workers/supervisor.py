@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
 
 from segserve.errors import MissingError, SegserveError, UnavailableError
 from segserve.logs import one_line
@@ -31,7 +32,8 @@ class Supervisor:
         self._ways = ways(settings.model_dir)
         self._trusted = [str(folder) for folder in settings.trusted]
         self._models: dict[str, LoadedModel] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        # A name's lock lasts as long as somebody holds it or waits for it.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._ending: set[asyncio.Future[None]] = set()
 
     @property
@@ -55,14 +57,19 @@ class Supervisor:
 
         Raises:
             SegserveError: the file cannot be loaded, and why.
-            UnavailableError: another load of the same name takes too long.
+            UnavailableError: another load of the same name takes too long, or the model was unloaded meanwhile.
         """
         async with self._turn(request.name) as seconds:
-            started = await self._started(request, seconds)
-            return await self._put(request, started)
+            model, replaced = self._put(request, await self._started(request, seconds))
+            if replaced:
+                await replaced.end()
+                model.refuse_if_ended()
+            return model
 
     async def load_over(self, request: LoadRequest, expected: LoadedModel | None) -> LoadedModel | None:
         """Load a model as `load` does, unless another than the expected one has its name by then.
+
+        The expected one answers what it computes, and ends after that; whoever waits for it is answered by the new one.
 
         Args:
             request: how to load it.
@@ -81,7 +88,10 @@ class Supervisor:
             if self._models.get(request.name) is not expected:
                 await started.worker.stop()
                 return None
-            return await self._put(request, started)
+            model, replaced = self._put(request, started)
+            if replaced:
+                model.succeed(replaced)
+            return model
 
     async def unload(self, name: str) -> None:
         """End a model's process; its running request is told so.
@@ -124,7 +134,8 @@ class Supervisor:
         finally:
             lock.release()
 
-    async def _put(self, request: LoadRequest, started: Started) -> LoadedModel:
+    def _put(self, request: LoadRequest, started: Started) -> tuple[LoadedModel, LoadedModel | None]:
+        """List a model; itself, and the one of the same name that was listed."""
         model = LoadedModel(
             request,
             started,
@@ -135,9 +146,7 @@ class Supervisor:
         replaced = self._models.pop(request.name, None)
         self._models[request.name] = model
         log.info("model %s is loaded from %s", request.name, request.model_path)
-        if replaced:
-            await replaced.end()
-        return model
+        return model, replaced
 
     async def _restart(self, request: LoadRequest) -> Started:
         return await self._started(request, self._settings.load_timeout)
