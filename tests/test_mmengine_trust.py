@@ -17,7 +17,7 @@ from tests.mmengine_configs import PLAIN, conv, folder, open_files, opened, own_
 
 __all__ = ["folder", "open_files", "own_imports"]  # fixtures
 
-pytest.importorskip("mmengine")
+Config: Any = pytest.importorskip("mmengine").Config
 pytest.importorskip("itkit")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -85,6 +85,98 @@ def test_compiled_code_beside_a_module_counts_too(folder: Path, tmp_path: Path) 
     compiled.chmod(0o666)
     assert "holds code and is not run" in refusal(config, checkpoint, NotTrustedError)
     assert not canary.exists()
+
+
+@pytest.fixture
+def strangers(tmp_path: Path) -> Path:
+    """A folder that everybody may write to."""
+    path = tmp_path / "strangers"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+def test_what_lies_beside_a_link_is_not_run(folder: Path, strangers: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    config, checkpoint = conv(
+        folder,
+        "import importlib\ntry:\n    importlib.import_module('beside' + '_the_link')\n"
+        "except ImportError:\n    pass\nmodel = dict(backbone=dict(type='torch.nn.Conv3d', "
+        "in_channels=1, out_channels=2, kernel_size=3))\n",
+    )
+    link = strangers / "config.py"
+    link.symlink_to(config)
+    (strangers / "beside_the_link.py").write_text(betraying(canary))
+    assert opened(link, checkpoint).files[0] == config
+    assert not canary.exists()
+
+
+def test_bases_and_modules_are_those_beside_the_file_that_a_link_leads_to(folder: Path, strangers: Path) -> None:
+    _, checkpoint = conv(folder, PLAIN)
+    (folder / "config.py").rename(folder / "base.py")
+    (folder / "config.py").write_text(
+        "from mmengine.config import read_base\nwith read_base():\n    from .base import *\n"
+    )
+    link = strangers / "link.py"
+    link.symlink_to(folder / "config.py")
+    assert opened(link, checkpoint).files[:2] == [folder / "config.py", folder / "base.py"]
+    (folder / "base.py").chmod(0o666)
+    message = refusal(link, checkpoint, NotTrustedError)
+    assert message.startswith("base.py holds code and is not run: it may be changed")
+    assert str(folder) not in message
+
+
+def test_a_link_that_changes_after_it_was_judged_brings_nothing_else(
+    folder: Path, strangers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = tmp_path / "canary"
+    config, checkpoint = conv(folder)
+    foreign, link = strangers / "foreign.py", strangers / "link.py"
+    foreign.write_text(betraying(canary) + PLAIN)
+    link.symlink_to(config)
+    read = Config.fromfile
+
+    def changed(filename: Path) -> object:
+        link.unlink()
+        link.symlink_to(foreign)
+        return read(filename)
+
+    monkeypatch.setattr(Config, "fromfile", changed)
+    opened(link, checkpoint)
+    assert not canary.exists()
+
+
+def test_a_hidden_module_that_is_a_link_is_judged_by_where_it_leads(
+    folder: Path, strangers: Path, tmp_path: Path
+) -> None:
+    canary = tmp_path / "canary"
+    config, checkpoint = conv(
+        folder, "import importlib\nimportlib.import_module('linked' + '_beside')\nmodel = dict()\n"
+    )
+    (strangers / "anything.py").write_text(betraying(canary))
+    (folder / "linked_beside.py").symlink_to(strangers / "anything.py")
+    assert refusal(config, checkpoint, NotTrustedError).startswith(
+        "linked_beside.py holds code and is not run: its folder"
+    )
+    assert not canary.exists()
+
+
+def test_a_folder_of_compiled_modules_that_others_may_write_to_is_not_used(folder: Path) -> None:
+    config, checkpoint = conv(folder, "custom_imports = dict(imports='compilable_beside')\n")
+    (folder / "compilable_beside.py").write_text("")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__").chmod(0o777)
+    assert refusal(config, checkpoint, NotTrustedError).startswith("__pycache__ holds code and is not run")
+
+
+def test_what_is_wrong_in_a_config_is_told_by_the_links_name(folder: Path, strangers: Path) -> None:
+    link = strangers / "link.py"
+    link.symlink_to(folder / "config.py")
+    assert refusal(link, conv(folder, "a = (\n")[1]).startswith("link.py, line 1: '(' was never closed")
+    assert "link.py, line 1: ZeroDivisionError" in refusal(link, conv(folder, "1 / 0\n")[1])
+    (folder / "failing_beside.py").write_text("raise OSError(__file__)\n")
+    message = refusal(link, conv(folder, "import importlib\nimportlib.import_module('failing' + '_beside')\n")[1])
+    assert message == "The config link.py fails: failing_beside.py, line 1: OSError: failing_beside.py."
 
 
 def test_a_checkpoint_needs_no_trust(folder: Path) -> None:

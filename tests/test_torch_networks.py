@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from segserve.engines.verdict import Choice, Trial
 from segserve.errors import BadInputError, NotTrustedError
 from segserve.models.formats.exported import open_exported
 from segserve.models.formats.one_output import OneOutput
+from segserve.models.formats.opened import Opened
 from segserve.models.formats.torchscript import open_torchscript
 from segserve.models.plan import check_input_shape
 from segserve.models.request import parse_load_request
@@ -218,6 +220,34 @@ def test_nothing_is_read_of_a_file_that_is_not_trusted(read: Callable[..., Any],
     path.chmod(0o666)
     with pytest.raises(NotTrustedError):
         read(path, [])
+
+
+@pytest.mark.skipif(psutil.WINDOWS, reason="links need a permission there")
+@pytest.mark.parametrize(
+    ("save", "read", "reader"),
+    [
+        (scripted, open_torchscript, "torch.jit.load"),
+        (exported, open_exported, "segserve.models.formats.exported.archive_records"),
+    ],
+)
+def test_a_link_that_changes_after_it_was_judged_brings_nothing_else(
+    save: Save, read: Callable[..., Opened], reader: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, foreign = (save(Bias(bias), tmp_path / f"{bias}.pt2") for bias in (1.0, 2.0))
+    foreign.chmod(0o666)
+    link = tmp_path / "net.pt2"
+    link.symlink_to(ours)
+    load: Any = resolve_name(reader)
+
+    def changed(*args: Any, **options: Any) -> object:
+        link.unlink()
+        link.symlink_to(foreign)
+        return load(*args, **options)
+
+    monkeypatch.setattr(reader, changed)
+    network = read(link, []).network
+    assert isinstance(network, TorchNetwork)
+    np.testing.assert_array_equal(TorchEngine(network)(BATCH), BATCH + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16])

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 import stat
+import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segserve.errors import NotTrustedError
-from segserve.models.trust import refuse_untrusted
+from segserve.errors import BadInputError, NotTrustedError
+from segserve.models.trust import refuse_untrusted_beside, trusted_file
 
 NOBODY = pwd.getpwnam("nobody")
 UNKNOWN_GROUP = 54321
+NOT_NAMED = 2**32 - 1
+UNLISTED = [
+    group
+    for group in grp.getgrall()
+    if group.gr_gid and not group.gr_mem and not [user for user in pwd.getpwall() if user.pw_gid == group.gr_gid]
+]
+PRIVATE = [
+    user
+    for user in pwd.getpwall()
+    if user.pw_uid
+    and not [one for one in pwd.getpwall() if one.pw_gid == user.pw_gid and one.pw_uid != user.pw_uid]
+    and [one for one in grp.getgrall() if (one.gr_gid, one.gr_name, one.gr_mem) == (user.pw_gid, user.pw_name, [])]
+]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
@@ -30,16 +46,20 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def judge(path: Path, trusted: Sequence[Path], beside: Sequence[Path] = ()) -> None:
+    refuse_untrusted_beside(path, trusted_file(path, trusted), trusted, beside)
+
+
 def refusal(path: Path, *, trusted: tuple[Path, ...] = (), beside: tuple[Path, ...] = ()) -> str:
     with pytest.raises(NotTrustedError) as caught:
-        refuse_untrusted(path, trusted, beside)
+        judge(path, trusted, beside)
     assert caught.value.status == 403
     assert caught.value.message.endswith(".")
     return caught.value.message
 
 
 def test_a_file_of_ours_in_folders_of_ours_is_trusted(config: Path) -> None:
-    refuse_untrusted(config, [])
+    judge(config, [])
 
 
 def test_a_file_writable_by_others_is_refused_with_reason_and_remedy(config: Path) -> None:
@@ -52,10 +72,10 @@ def test_a_file_writable_by_others_is_refused_with_reason_and_remedy(config: Pat
 
 def test_the_remedies_work(config: Path) -> None:
     config.chmod(0o666)
-    refuse_untrusted(config, [config.parent])
-    refuse_untrusted(config, [config.parents[1]])
+    judge(config, [config.parent])
+    judge(config, [config.parents[1]])
     config.chmod(0o644)
-    refuse_untrusted(config, [])
+    judge(config, [])
 
 
 @pytest.mark.parametrize("level", [0, 1])
@@ -67,7 +87,7 @@ def test_a_folder_above_that_others_may_change_is_refused_by_its_name(config: Pa
 
 def test_a_sticky_folder_is_no_offence(config: Path) -> None:
     config.parent.chmod(0o1777)
-    refuse_untrusted(config, [])
+    judge(config, [])
 
 
 def test_a_sticky_file_is_one(config: Path) -> None:
@@ -81,7 +101,7 @@ def test_a_file_of_another_user_is_refused(config: Path) -> None:
     message = refusal(config)
     assert "it belongs to nobody, not to root." in message
     assert "run chown root on it" in message
-    refuse_untrusted(config, [config.parent])
+    judge(config, [config.parent])
 
 
 @as_root
@@ -113,7 +133,45 @@ def test_a_group_with_other_members_may_not_write(config: Path, group: int, name
 def test_a_group_of_our_own_may(config: Path) -> None:
     os.chown(config, -1, 0)
     config.chmod(0o664)
-    refuse_untrusted(config, [])
+    judge(config, [])
+
+
+@as_root
+@pytest.mark.skipif(not UNLISTED, reason="every group has a known member")
+def test_a_group_whose_members_cannot_be_told_may_not_write(config: Path) -> None:
+    os.chown(config, -1, UNLISTED[0].gr_gid)
+    config.chmod(0o664)
+    assert f"it may be changed by the group {UNLISTED[0].gr_name}." in refusal(config)
+
+
+@as_root
+@pytest.mark.skipif(not PRIVATE, reason="no user has a group of its own")
+def test_the_group_of_the_servers_user_alone_may_write(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    user = PRIVATE[0]
+    monkeypatch.setattr(os, "geteuid", lambda: user.pw_uid)
+    os.chown(config, -1, user.pw_gid)
+    config.chmod(0o664)
+    judge(config, [])
+    shared = grp.struct_group((user.pw_name, "x", user.pw_gid, ["somebody"]))
+    monkeypatch.setattr(grp, "getgrgid", lambda _: shared)
+    assert f"it may be changed by the group {user.pw_name}." in refusal(config)
+
+
+def access_list(user: int) -> bytes:
+    """What `setfacl -m u:USER:rw` makes of a file of mode 644, as Linux keeps it."""
+    entries = [(1, 6, NOT_NAMED), (2, 6, user), (4, 4, NOT_NAMED), (16, 6, NOT_NAMED), (32, 4, NOT_NAMED)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+@pytest.mark.skipif(not hasattr(os, "setxattr"), reason="Linux keeps them there")
+def test_a_file_that_its_access_list_lets_others_change_is_refused(config: Path) -> None:
+    try:
+        os.setxattr(config, "system.posix_acl_access", access_list(NOBODY.pw_uid))
+    except OSError:
+        pytest.skip("this disk keeps no access lists")
+    assert "it may be changed by others whom its access list names. " in refusal(config)
+    config.chmod(0o644)  # the remedy: it takes the list's permissions too
+    judge(config, [])
 
 
 def test_a_link_is_judged_by_where_it_leads_which_is_not_told(config: Path, tmp_path: Path) -> None:
@@ -135,13 +193,13 @@ def test_a_link_out_of_a_trusted_folder_is_not_in_it(config: Path, tmp_path: Pat
     link.symlink_to(config)
     config.chmod(0o666)
     refusal(link, trusted=(trusted,))
-    refuse_untrusted(link, [config.parent])
+    judge(link, [config.parent])
 
 
 def test_a_trusted_folder_may_be_named_through_a_link(config: Path, tmp_path: Path) -> None:
     config.chmod(0o666)
     (tmp_path / "link").symlink_to(config.parent)
-    refuse_untrusted(config, [tmp_path / "link"])
+    judge(config, [tmp_path / "link"])
 
 
 def test_a_folder_whose_name_begins_like_a_trusted_one_is_not_in_it(config: Path) -> None:
@@ -161,6 +219,44 @@ def test_modules_beside_count_and_are_named_below_the_config_only(config: Path, 
     assert str(tmp_path) not in message.replace(str(config.parent), "")
 
 
+def test_what_a_link_led_to_when_it_was_judged_is_what_is_run(config: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to(config)
+    assert trusted_file(link, []) == config
+
+
+def test_a_link_to_a_module_is_judged_by_where_it_lies_too(config: Path) -> None:
+    module, others = config.with_name("good.py"), config.parent / "others"
+    module.write_text("")
+    module.chmod(0o644)
+    others.mkdir()
+    (config.parent / "over").symlink_to(others)
+    (others / "net.py").symlink_to(module)
+    judge(config, [], [config.parent / "over" / "net.py"])
+    others.chmod(0o777)
+    message = refusal(config, beside=(config.parent / "over" / "net.py",))
+    assert message.startswith("over/net.py holds code and is not run: its folder may be changed by every user.")
+    judge(config, [config.parent], [config.parent / "over" / "net.py"])
+
+
+@as_root
+def test_anothers_link_in_a_sticky_folder_is_not_followed_to_a_module(config: Path, tmp_path: Path) -> None:
+    sticky = tmp_path / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    (sticky / "net.py").symlink_to(config)
+    os.chown(sticky / "net.py", NOBODY.pw_uid, -1, follow_symlinks=False)
+    assert "net.py holds code and is not run: it belongs to nobody" in refusal(config, beside=(sticky / "net.py",))
+
+
+@pytest.mark.parametrize("lost", ["gone", "round and round"])
+def test_a_link_that_leads_nowhere_is_a_sentence(tmp_path: Path, lost: str) -> None:
+    link = tmp_path / "link.py"
+    link.symlink_to(tmp_path / lost if lost == "gone" else link)
+    with pytest.raises(BadInputError, match=r"link\.py cannot be read: .*\.$"):
+        trusted_file(link, [])
+
+
 @given(modes=st.lists(st.sampled_from([0o755, 0o700, 0o757, 0o1757, 0o1777, 0o1755]), min_size=3, max_size=3))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_a_file_is_refused_exactly_if_somebody_else_can_replace_something_on_its_way(
@@ -177,4 +273,4 @@ def test_a_file_is_refused_exactly_if_somebody_else_can_replace_something_on_its
     if any(mode & stat.S_IWOTH and not mode & stat.S_ISVTX for mode in modes):
         refusal(path)
     else:
-        refuse_untrusted(path, [])
+        judge(path, [])

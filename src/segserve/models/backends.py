@@ -76,10 +76,10 @@ def _check_readable(path: str) -> None:
         raise BadInputError(f"The server's user may not read {path}: change its permissions, or its owner.")
 
 
-def is_file(path: str) -> bool:
-    """Whether a path that a client sent leads to a file; whatever it sent."""
+def is_file(path: str | Path) -> bool:
+    """Whether a path that a client sent, or a file of its names, leads to a file; whatever that path is."""
     try:
-        return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises on names that are too long
+        return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises on names that are too long, and where it may not look
     except ValueError:  # a NUL in it
         return False
 

@@ -13,7 +13,7 @@ from segserve.models.backends import archive_records
 from segserve.models.formats.one_output import OneOutput
 from segserve.models.formats.opened import Opened
 from segserve.models.metadata import KNOWN, read_metadata
-from segserve.models.trust import refuse_untrusted
+from segserve.models.trust import trusted_file
 
 COMPILED = "data/aotinductor/"
 FORMAT = "archive_format"
@@ -31,11 +31,11 @@ def open_exported(path: Path, trusted: Sequence[Path]) -> Opened:
         NotTrustedError: the file may not be run.
         BadInputError: it is no exported network that can be read, was exported for training, or takes several inputs.
     """
-    refuse_untrusted(path, trusted)
-    _refuse_others(path)
+    real = trusted_file(path, trusted)
+    _refuse_others(path.name, archive_records(real))
     texts = dict.fromkeys(KNOWN, "")
     try:
-        with path.open("rb") as stream:
+        with real.open("rb") as stream:
             program = torch.export.load(stream, extra_files=texts)
     except Exception as error:  # a damaged file raises any of them
         raise BadInputError(
@@ -49,20 +49,19 @@ def open_exported(path: Path, trusted: Sequence[Path]) -> Opened:
         shape=spec.shape,
         described=str(spec),
         metadata=read_metadata({key: text for key, text in texts.items() if text}),
-        files=[path],
+        files=[real],
     )
 
 
-def _refuse_others(path: Path) -> None:
+def _refuse_others(name: str, inside: Sequence[str]) -> None:
     """Refuse what torch would report on for pages, and machine code, which it would run."""
-    inside = archive_records(path)
-    if any(name.startswith(COMPILED) for name in inside):
+    if any(record.startswith(COMPILED) for record in inside):
         raise BadInputError(
-            f"{path.name} holds machine code that AOTInductor compiled: save the network with torch.export.save."
+            f"{name} holds machine code that AOTInductor compiled: save the network with torch.export.save."
         )
     if FORMAT not in inside:
         raise BadInputError(
-            f"{path.name} is not a package of torch.export: save the network with torch.export.save, "
+            f"{name} is not a package of torch.export: save the network with torch.export.save, "
             f"or name the backend_type that it is of."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from mmengine.config import Config
 from segserve.engines.base import without_paths
 from segserve.errors import BadInputError, SegserveError
 from segserve.models.formats.mmengine_files import config_files
-from segserve.models.trust import refuse_untrusted
+from segserve.models.trust import name_beside, refuse_untrusted_beside, trusted_file
 
 LONGEST = 300  # characters of an exception's message
 WRAPPING = "Failed to import"  # MMEngine's own words around an import's real error
@@ -25,9 +26,9 @@ WRAPPING = "Failed to import"  # MMEngine's own words around an import's real er
 class Beside(MetaPathFinder):
     """Lets modules beside a config be imported if they are trusted, those too that no reading of it could foretell."""
 
-    def __init__(self, config: Path, trusted: Sequence[Path]) -> None:
+    def __init__(self, config: Path, real: Path, trusted: Sequence[Path]) -> None:
         self._config = config
-        self._folder = config.resolve().parent
+        self._real = real
         self._trusted = trusted
 
     def find_spec(
@@ -39,12 +40,17 @@ class Beside(MetaPathFinder):
             NotTrustedError: the module lies in the config's folder, and may not be run.
         """
         spec = PathFinder.find_spec(fullname, path, target)
-        for name in (spec.origin, spec.cached) if spec and spec.has_location else ():
-            file = Path(name or "")
-            if file.is_file() and file.resolve().is_relative_to(self._folder):
-                beside = self._config.parent / file.resolve().relative_to(self._folder)
-                refuse_untrusted(self._config, self._trusted, [beside])
+        places = [Path(name) for name in (spec.origin, spec.cached) if name] if spec and spec.has_location else []
+        # Others who may write to the folder of compiled modules could still put one there.
+        places += [place.parent for place in places[1:]]
+        refuse_untrusted_beside(self._config, self._real, self._trusted, filter(self._lies_beside, places))
         return spec
+
+    def _lies_beside(self, place: Path) -> bool:
+        """Whether a place that is there was found in the config's folder, or lies in it."""
+        folder = self._real.parent
+        there = os.path.exists(place)  # noqa: PTH110  # Path.exists raises on names that are too long
+        return there and (place.is_relative_to(folder) or place.resolve().is_relative_to(folder))
 
 
 def run_config(config: Path, trusted: Sequence[Path]) -> tuple[Config, list[Path]]:
@@ -55,24 +61,28 @@ def run_config(config: Path, trusted: Sequence[Path]) -> tuple[Config, list[Path
         trusted: folders whose files may be run whoever owns them.
 
     Returns:
-        The config, and the files it is made of.
+        The config, and the files it is made of: first itself, links followed.
 
     Raises:
         NotTrustedError: the config, or a file that it brings, may not be run.
         BadInputError: it cannot be read, or fails.
     """
-    refuse_untrusted(config, trusted)
-    files = config_files(config)
-    refuse_untrusted(config, trusted, files)
-    sys.path.insert(0, str(config.absolute().parent))
-    sys.meta_path.insert(sys.meta_path.index(PathFinder), Beside(config, trusted))
-    with failing(config):
-        return Config.fromfile(config.absolute()), files
+    real = trusted_file(config, trusted)
+    files = config_files(real, config.name)
+    refuse_untrusted_beside(config, real, trusted, files)
+    sys.path.insert(0, str(real.parent))
+    sys.meta_path.insert(sys.meta_path.index(PathFinder), Beside(config, real, trusted))
+    with failing(config, real):
+        return Config.fromfile(real), files
 
 
 @contextmanager
-def failing(config: Path) -> Iterator[None]:
+def failing(config: Path, real: Path) -> Iterator[None]:
     """Turn whatever a config's code raises into one sentence.
+
+    Args:
+        config: as the client named it.
+        real: the same, links followed.
 
     Raises:
         BadInputError: where in the config or beside it, and the exception.
@@ -85,9 +95,9 @@ def failing(config: Path) -> Iterator[None]:
         if refused := next((one for one in chain if isinstance(one, SegserveError)), None):
             raise refused from None
         cause = next((one for one in chain if not str(one).startswith(WRAPPING)), error)
-        said = (str(cause).splitlines() or [""])[0][:LONGEST]
+        said = (str(cause).splitlines() or [""])[0].replace(f"{real.parent}{os.sep}", "")[:LONGEST]
         what = f"{type(cause).__name__}: {without_paths(said)}" if said else type(cause).__name__
-        raise BadInputError(f"The config {config.name} fails: {_place(config, chain)}{what}.") from error
+        raise BadInputError(f"The config {config.name} fails: {_place(config, real, chain)}{what}.") from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -98,12 +108,12 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         inner = inner.__cause__ or inner.__context__
 
 
-def _place(config: Path, chain: list[BaseException]) -> str:
+def _place(config: Path, real: Path, chain: list[BaseException]) -> str:
     """The innermost line of the config, or of a file in its folder, that was being run."""
-    folder = config.absolute().parent
     for error in reversed(chain):
         for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
             file = Path(frame.f_code.co_filename)
-            if file.is_relative_to(folder):
-                return f"{file.relative_to(folder)}, line {line}: "
+            if file.is_relative_to(real.parent):
+                shown = config.name if file == real else name_beside(file, config, real)
+                return f"{shown}, line {line}: "
     return ""

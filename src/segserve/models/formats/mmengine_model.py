@@ -36,9 +36,10 @@ FREE = (None,) * 5
 def open_model(config: Path, checkpoint: Path, *, strict: bool, trusted: Sequence[Path]) -> Opened:
     """See `open_mmengine`."""
     settings, files = run_config(config, trusted)
-    network = _backbone(settings, config)
+    real = files[0]
+    network = _backbone(settings, config, real)
     warnings = fit(network, read_state_dict(checkpoint), strict=strict)
-    with failing(config):
+    with failing(config, real):
         metadata = _metadata(settings)
         classes = _first(settings, ("num_classes",))
     module = OneOutput(network.float().eval().requires_grad_(requires_grad=False)).eval()
@@ -60,8 +61,8 @@ def _source(network: torch.nn.Module) -> list[Path]:
         return []
 
 
-def _backbone(settings: Config, config: Path) -> torch.nn.Module:
-    with failing(config):
+def _backbone(settings: Config, config: Path, real: Path) -> torch.nn.Module:
+    with failing(config, real):
         model = settings.get("model")
         backbone = model.get("backbone") if isinstance(model, Mapping) else None
         if not isinstance(backbone, Mapping) or "type" not in backbone:

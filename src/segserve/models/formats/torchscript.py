@@ -13,7 +13,7 @@ from segserve.errors import BadInputError
 from segserve.models.formats.one_output import OneOutput
 from segserve.models.formats.opened import Opened
 from segserve.models.metadata import KNOWN, read_metadata
-from segserve.models.trust import refuse_untrusted
+from segserve.models.trust import trusted_file
 
 
 def open_torchscript(path: Path, trusted: Sequence[Path]) -> Opened:
@@ -27,11 +27,11 @@ def open_torchscript(path: Path, trusted: Sequence[Path]) -> Opened:
         NotTrustedError: the file may not be run.
         BadInputError: it is no TorchScript network that can be read.
     """
-    refuse_untrusted(path, trusted)
+    real = trusted_file(path, trusted)
     extra = dict.fromkeys(KNOWN, b"")
     try:
         with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated: not news to whoever has such a file
-            module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
+            module = torch.jit.load(str(real), map_location="cpu", _extra_files=extra)
     except Exception as error:  # a damaged file raises any of them
         raise BadInputError(
             f"{path.name} is not a TorchScript file that can be read ({without_paths(str(error).partition('.')[0])}): "
@@ -43,5 +43,5 @@ def open_torchscript(path: Path, trusted: Sequence[Path]) -> Opened:
         shape=(None,) * 5,
         described="not stated in the file",
         metadata=read_metadata(texts),
-        files=[path],
+        files=[real],
     )
