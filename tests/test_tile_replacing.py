@@ -1,14 +1,19 @@
-"""A pixel classifier whose file changes again and again: every process that was started for it ends but the last."""
+"""Processes of pixel classifiers whose files change, that are too many, or that end while they load."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from segserve.errors import MissingError
 from segserve.models.classifiers import ClassifierStore
 from segserve.settings import Settings
+from segserve.workers import tile_models
 from segserve.workers.placement import Call, Kind, Listener, WorkerDiedError
 from segserve.workers.tile_models import TileModels, TileWish
 from tests.scripted_jobs import until
@@ -23,6 +28,7 @@ class Slow:
     """A process that loads its network when the test says so, and answers with what the file held when it began."""
 
     content: bytes = b""
+    killed: bool = False
     may_load: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -37,7 +43,7 @@ class Slow:
             both = [asyncio.ensure_future(event.wait()) for event in (self.may_load, self.ended)]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not self.alive:
-            raise WorkerDiedError("it has ended", began=True)
+            raise WorkerDiedError("it has ended", began=True, killed=self.killed)
         return {"card": {}, "fingerprint": "", "content": self.content}
 
     def tell(self, word: str) -> None:
@@ -49,50 +55,173 @@ class Slow:
 
 @dataclass
 class Machine:
-    """Keeps every process that was started."""
+    """Keeps every process that was started, and how many there were at once at most."""
 
     started: list[Slow] = field(default_factory=list)
+    most: int = 0
 
     async def start(self, label: str, kind: Kind) -> Slow:
         del label, kind
         self.started.append(Slow())
+        self.most = max(self.most, sum(process.alive for process in self.started))
         return self.started[-1]
 
 
-async def until_started(machine: Machine, count: int) -> None:
-    await until(lambda: len(machine.started) == count and all(one.content for one in machine.started))
+@dataclass
+class House:
+    """Classifiers with files in a folder, their processes scripted."""
+
+    folder: Path
+    most: int = 4
+    machine: Machine = field(default_factory=Machine)
+
+    def __post_init__(self) -> None:
+        store = ClassifierStore(self.folder / "own", self.folder / "no")
+        self.models = TileModels(self.machine, Settings(state_dir=self.folder, max_tile_models=self.most), store)
+
+    def write(self, content: bytes, name: str = "model") -> Path:
+        path = self.folder / name / "model.onnx"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def ask(self, name: str = "model") -> asyncio.Task[dict[str, Any]]:
+        call = self.models.classify(str(self.folder / name), TileWish(), Call("classify", {}), size=1)
+        return asyncio.create_task(call)
+
+    async def process(self, number: int) -> Slow:
+        """The process that is the so many-th, once it has read its network."""
+        started = self.machine.started
+        await until(lambda: len(started) > number and all(one.content for one in started))
+        return started[number]
+
+
+def told(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(story())
 
 
 def test_a_file_that_changes_while_its_successor_loads_leaves_one_process(tmp_path: Path) -> None:
-    network = tmp_path / "model.onnx"
-    network.write_bytes(b"first")
-
     async def story() -> None:
-        machine = Machine()
-        models = TileModels(machine, Settings(state_dir=tmp_path), ClassifierStore(tmp_path / "own", tmp_path / "no"))
-
-        def ask() -> asyncio.Task[dict[str, Any]]:
-            return asyncio.create_task(models.classify(str(network), TileWish(), Call("classify", {}), size=1))
-
-        first = ask()
-        await until_started(machine, 1)
-        machine.started[0].may_load.set()
+        house = House(tmp_path)
+        house.write(b"first")
+        first = house.ask()
+        (await house.process(0)).may_load.set()
         assert (await first)["content"] == b"first"
-        network.write_bytes(b"the second")
-        second = ask()
-        await until_started(machine, 2)
-        network.write_bytes(b"and the third")
-        third = ask()
-        await until_started(machine, 3)
+        house.write(b"the second")
+        second = house.ask()
+        await house.process(1)
+        house.write(b"and the third")
+        third = house.ask()
+        last = await house.process(2)
         assert (await second)["content"] == b"first", "until a new one has loaded, the old one answers"
-        machine.started[2].may_load.set()
+        last.may_load.set()
         assert (await third)["content"] == b"and the third"
         async with asyncio.timeout(10):
-            await asyncio.gather(*(process.ended.wait() for process in machine.started[:2]))
-        assert machine.started[2].alive
-        assert (await ask())["content"] == b"and the third"
-        assert len(machine.started) == 3
-        await models.close()
-        assert not any(process.alive for process in machine.started)
+            await asyncio.gather(*(process.ended.wait() for process in house.machine.started[:2]))
+        assert last.alive
+        assert (await house.ask())["content"] == b"and the third"
+        assert len(house.machine.started) == 3
+        await house.models.close()
+        assert not any(process.alive for process in house.machine.started)
 
-    asyncio.run(story())
+    told(story)
+
+
+def test_a_successor_that_was_killed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        house = House(tmp_path)
+        house.write(b"first")
+        first = house.ask()
+        (await house.process(0)).may_load.set()
+        await first
+        house.write(b"the second")
+        second = house.ask()
+        killed = await house.process(1)
+        killed.killed = True
+        await killed.stop()
+        assert (await second)["content"] == b"first"
+        assert (await house.ask())["content"] == b"first", "not at once: it may die again"
+        monkeypatch.setattr(tile_models, "RETRY_SECONDS", 0.0)
+        third = house.ask()
+        (await house.process(2)).may_load.set()
+        assert (await third)["content"] == b"the second"
+        await house.models.close()
+
+    told(story)
+
+
+def test_a_successor_that_its_file_has_ended_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tile_models, "RETRY_SECONDS", 0.0)
+
+    async def story() -> None:
+        house = House(tmp_path)
+        house.write(b"first")
+        first = house.ask()
+        (await house.process(0)).may_load.set()
+        await first
+        house.write(b"harmful")
+        second = house.ask()
+        await (await house.process(1)).stop()
+        assert (await second)["content"] == b"first"
+        assert (await house.ask())["content"] == b"first"
+        assert len(house.machine.started) == 2
+        await house.models.close()
+
+    told(story)
+
+
+def test_no_more_processes_are_started_than_may_be(tmp_path: Path) -> None:
+    async def story() -> None:
+        house = House(tmp_path, most=2)
+        names = ["a", "b", "c", "d", "e"]
+        for name in names:
+            house.write(name.encode(), name)
+        asked = [house.ask(name) for name in names]
+        for number in range(len(names)):
+            (await house.process(number)).may_load.set()
+        answers = await asyncio.gather(*asked)
+        assert [answer["content"].decode() for answer in answers] == names
+        assert house.machine.most == 2
+        house.write(b"another d", "d")
+        changed = house.ask("d")
+        (await house.process(len(names))).may_load.set()
+        assert (await changed)["content"] == b"another d"
+        last = house.ask("a")
+        (await house.process(len(names) + 1)).may_load.set()
+        await last
+        await until(lambda: sum(process.alive for process in house.machine.started) == 2)
+        await house.models.close()
+
+    told(story)
+
+
+def test_a_classifier_that_was_deleted_answers_no_more(tmp_path: Path) -> None:
+    async def story() -> None:
+        house = House(tmp_path)
+        network = house.write(b"first")
+        first = house.ask()
+        (await house.process(0)).may_load.set()
+        await first
+        network.unlink()
+        assert (await house.ask())["content"] == b"first", "it may be being replaced"
+        house.models.forget(network.parent)
+        with pytest.raises(MissingError):
+            await house.ask()
+        await until(lambda: not house.machine.started[0].alive)
+        await house.models.close()
+
+    told(story)
+
+
+def test_tiles_whose_process_is_cleared_while_it_loads_are_computed_by_another(tmp_path: Path) -> None:
+    async def story() -> None:
+        house = House(tmp_path)
+        house.write(b"first")
+        asked = house.ask()
+        await house.process(0)
+        await house.models.rest()
+        (await house.process(1)).may_load.set()
+        assert (await asked)["content"] == b"first"
+        await house.models.close()
+
+    told(story)

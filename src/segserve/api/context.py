@@ -102,7 +102,9 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)[ID_HEADER] = self._identity
-        elif self.without_body and message["type"] == "http.response.body":
-            message = {**message, "body": b""}
+        elif self.without_body:
+            return
         self.size += len(message.get("body", b""))
         await self._send(message)
+        if self.without_body:  # at once: the body of a stream of events may take hours
+            await self._send({"type": "http.response.body"})

@@ -74,8 +74,8 @@ class ClassifierStore:
                 return entry
         raise MissingError(f"Model {identity} not found")
 
-    def delete(self, identity: str) -> None:
-        """Remove a classifier's folder.
+    def delete(self, identity: str) -> Path:
+        """Remove a classifier's folder, and return where it was.
 
         Raises:
             MissingError: there is none of that id.
@@ -97,6 +97,7 @@ class ClassifierStore:
                 status=503,
             ) from None
         shutil.rmtree(doomed, ignore_errors=True)
+        return entry.path
 
     def sweep(self) -> None:
         """Remove what is left of models that were being deleted when the server ended."""

@@ -37,12 +37,14 @@ def find_tile_file(model_path: str, store: ClassifierStore) -> TileFile:
         MissingError: it is not there.
         MissingExtraError: there is a classifier, but only as PyTorch weights.
     """
-    path = _located(model_path, store)
-    if path.is_dir():
-        path = _in_folder(path, model_path)
-    belongings = [path.parent / METADATA_FILE, *_beside(path)]
     try:
+        path = _located(model_path, store)
+        if path.is_dir():
+            path = _in_folder(path, model_path)
+        belongings = [path.parent / METADATA_FILE, *_beside(path)]
         states = [(file.name, file.stat()) for file in (path, *belongings) if file.is_file()]
+    except PermissionError:
+        raise MissingError(f"Model not found: {model_path}. The server may not look into its folder: let it.") from None
     except OSError:
         raise _missing(model_path) from None
     told = repr([(name, state.st_size, state.st_mtime_ns, state.st_ino) for name, state in states])

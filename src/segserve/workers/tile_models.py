@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from segserve.engines.base import OnnxNetwork
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 15.0
 MISSING_SECONDS = 10.0
 """How long a network that is being replaced may be away before it counts as gone."""
+RETRY_SECONDS = 5.0
+"""How long a changed network that could not be loaded by chance is left alone."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class TileModels:
         self._starter = Starter(placement, settings)
         self._processes: dict[Key, TileProcess] = {}
         self._retired: set[TileProcess] = set()
+        self._room = asyncio.Semaphore(settings.max_tile_models)
         self._waiting_bytes = 0
         self._idle_check: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,6 +109,12 @@ class TileModels:
         finally:
             self._waiting_bytes -= size
 
+    def forget(self, folder: Path) -> None:
+        """Use the networks of a folder no more, which is gone for good; what is being computed is answered."""
+        for key, process in list(self._processes.items()):
+            if process.file.path.parent.resolve() == folder.resolve():
+                self._retire(key, process)
+
     async def rest(self) -> None:
         """End every process; the next request starts another."""
         doomed = [*self._processes.values(), *self._retired]
@@ -156,15 +166,15 @@ class TileModels:
         if held := self._processes.pop(key, None):
             self._retire(key, held)
         self._make_room()
-        process = self._started(key, file)
+        process = self._started(key, file, self._room)
         self._processes[key] = process
         self._look_after_idle()
         return process
 
     async def _replaced(self, key: Key, file: TileFile, held: TileProcess) -> TileProcess:
         """A process with the network's new file; the old one as long as the new file cannot be loaded."""
-        if held.successor and held.successor.file != file:
-            self._retire(key, held.successor)  # the file that it was started for is there no more
+        if held.successor and (held.successor.file != file or _may_be_tried_again(held.successor)):
+            self._retire(key, held.successor)
             held.successor = None
         if held.successor is None:
             held.successor = self._started(key, file)
@@ -179,17 +189,18 @@ class TileModels:
         if held.successor is not successor:  # the file has changed once more
             return held
         self._processes[key] = successor
+        successor.take_the_place_of(held)
         held.successor = None  # it no longer ends with the one before
         self._retire(key, held)
         return successor
 
-    def _started(self, key: Key, file: TileFile) -> TileProcess:
+    def _started(self, key: Key, file: TileFile, room: asyncio.Semaphore | None = None) -> TileProcess:
         _, use_gpu, reduced, engine = key
         wish = {"engine": engine, "device": None if use_gpu else "cpu", "reduced": reduced}
-        return TileProcess(self._starter, file, key[0], wish, self._settings.load_timeout)
+        return TileProcess(self._starter, file, key[0], wish, self._settings.load_timeout, room)
 
     def _make_room(self) -> None:
-        """Let the least recently used go, those that work last, until one more is within the bound."""
+        """Let the least recently used go, those that work last; one more waits until they have ended."""
         while len(self._processes) >= self._settings.max_tile_models:
             key, oldest = min(self._processes.items(), key=lambda item: (item[1].busy > 0, item[1].used))
             self._retire(key, oldest)
@@ -226,3 +237,7 @@ class TileModels:
         if self._processes:
             seconds = min(CHECK_SECONDS, self._settings.tile_idle)
             self._idle_check = asyncio.get_running_loop().call_later(seconds, self._look_after_idle)
+
+
+def _may_be_tried_again(successor: TileProcess) -> bool:
+    return successor.failed_by_chance and successor.idle_for() > RETRY_SECONDS

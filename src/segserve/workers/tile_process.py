@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from segserve.errors import SegserveError, UnavailableError
+from segserve.errors import SegserveError
 from segserve.models.tile_files import TileFile
 from segserve.workers.placement import Call, WorkerDiedError
 from segserve.workers.starter import LoadOrder, Started, Starter
@@ -25,7 +25,16 @@ class TileProcess:
         missing_since: when its file was first seen to be away.
     """
 
-    def __init__(self, starter: Starter, file: TileFile, shown: str, wish: dict[str, Any], seconds: float) -> None:
+    def __init__(
+        self,
+        starter: Starter,
+        file: TileFile,
+        shown: str,
+        wish: dict[str, Any],
+        seconds: float,
+        room: asyncio.Semaphore | None = None,
+    ) -> None:
+        """Start it, as soon as there is room; one that will take another's place needs none of its own."""
         self.file = file
         self.successor: TileProcess | None = None
         self.busy = 0
@@ -33,8 +42,9 @@ class TileProcess:
         self.missing_since: float | None = None
         self._free = asyncio.Event()
         self._free.set()
+        self._room: asyncio.Semaphore | None = None
         order = LoadOrder(file.path.parent.name, "tiles", shown, {"path": str(file.path), "wish": wish})
-        self._started = asyncio.ensure_future(starter.start(order, seconds))
+        self._started = asyncio.ensure_future(self._start(starter, order, seconds, room))
 
     @property
     def loaded(self) -> bool:
@@ -49,6 +59,14 @@ class TileProcess:
         if self._started.cancelled() or self._started.exception():
             return False
         return self._started.result().worker.alive
+
+    @property
+    def failed_by_chance(self) -> bool:
+        """Whether it could not load for a reason that is not the file's, such as being killed."""
+        if not self._started.done() or self._started.cancelled():
+            return False
+        error = self._started.exception()
+        return isinstance(error, WorkerDiedError) or (isinstance(error, SegserveError) and error.status >= 500)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -78,12 +96,13 @@ class TileProcess:
 
         Raises:
             SegserveError: it cannot be.
+            WorkerDiedError: it was ended meanwhile.
         """
         try:
             return await asyncio.shield(self._started)
         except asyncio.CancelledError:
             if self._started.cancelled():  # ended while it was loading, by another request
-                raise UnavailableError("The classifier was unloaded while it was being loaded.") from None
+                raise WorkerDiedError("it was unloaded while it was being loaded", began=False, killed=True) from None
             raise
 
     async def ask(self, call: Call) -> dict[str, Any]:
@@ -106,5 +125,27 @@ class TileProcess:
         with suppress(asyncio.CancelledError, SegserveError, WorkerDiedError):
             started = await self._started
             await started.worker.stop()
+        self._leave_room()
         if self.successor:
             await self.successor.stop()
+
+    def take_the_place_of(self, other: TileProcess) -> None:
+        """Have the room that another has; who waits for room goes on waiting when that one ends."""
+        self._room, other._room = other._room, None
+
+    async def _start(
+        self, starter: Starter, order: LoadOrder, seconds: float, room: asyncio.Semaphore | None
+    ) -> Started:
+        if room:
+            await room.acquire()
+            self._room = room
+        try:
+            return await starter.start(order, seconds)
+        except BaseException:
+            self._leave_room()
+            raise
+
+    def _leave_room(self) -> None:
+        if self._room:
+            self._room.release()
+            self._room = None

@@ -39,7 +39,8 @@ async def show_model(request: Request, model_id: str) -> dict[str, Any]:
 @router.delete("/{model_id}")
 async def delete_model(request: Request, model_id: str) -> dict[str, Any]:
     """Delete a classifier of the server's own folder."""
-    await asyncio.to_thread(hall(request).classifiers.delete, model_id)
+    place = hall(request)
+    place.tiles.forget(await asyncio.to_thread(place.classifiers.delete, model_id))
     return {"status": "deleted", "model_id": model_id}
 
 

@@ -68,9 +68,10 @@ async def resume_training(
     """Queue a paused training again, or a failed one that has a checkpoint; it goes on where that is."""
     need_torch("Training")
     place, changes = hall(request), body or ResumeRequest()
-    spec = changes.applied_to(place.runner.check_resumable(job_id).spec)
+    job = place.runner.check_resumable(job_id)
+    spec = changes.applied_to(job.spec)
     if changes.data_path:
-        await _check(place, spec)
+        await _check(place, spec, needs_weights=not job.has_checkpoint)
     await place.runner.resume(job_id, spec)
     return {"status": "resuming", "job_id": job_id}
 
@@ -115,8 +116,13 @@ def _read_log(place: Hall, job_id: str) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-async def _check(place: Hall, spec: TrainingSpec) -> list[str]:
+async def _check(place: Hall, spec: TrainingSpec, *, needs_weights: bool = True) -> list[str]:
     """What the network and the data make impossible is refused now; the rest of what is odd comes back as warnings.
+
+    Args:
+        place: where models and settings are.
+        spec: of the training.
+        needs_weights: whether pretrained weights that it asks for are yet to be read; a checkpoint holds them.
 
     Raises:
         BadInputError: what is wrong, and what to do.
@@ -130,7 +136,7 @@ async def _check(place: Hall, spec: TrainingSpec) -> list[str]:
             "num_channels": spec.network_channels,
             "num_classes": len(spec.classes),
             "frozen_layers": asked.frozen_layers,
-            "use_pretrained": asked.use_pretrained,
+            "use_pretrained": asked.use_pretrained and needs_weights,
             "weights_dir": place.weights_dir,
         },
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from segserve.errors import BadInputError
 from segserve.tiles.header import check_size
 from segserve.tiles.io import read_header, read_mask
 from segserve.training.data.config import DataConfig, read_config
@@ -64,8 +65,13 @@ def open_folder(request: DataRequest) -> Opened:
         BadInputError: the folder, its `config.json` or its list of files is of no use.
     """
     folder = data_folder(request)
-    config = read_config(folder)
-    return Opened(request, config, find(folder, context=request.has_context), make_rules(request, config))
+    try:
+        config = read_config(folder)
+        return Opened(request, config, find(folder, context=request.has_context), make_rules(request, config))
+    except PermissionError as error:
+        raise BadInputError(
+            f"The server cannot look into data_path ({error.strerror}): let it read the folder."
+        ) from error
 
 
 def quick_check(request: DataRequest, seconds: float) -> Summary:
