@@ -185,6 +185,13 @@ def test_a_checkpoint_needs_no_trust(folder: Path) -> None:
     opened(config, checkpoint)
 
 
+def test_a_text_too_long_for_a_name_is_no_module_and_no_base(folder: Path) -> None:
+    config, checkpoint = conv(folder, f"note = {'n' * 300!r}\n{PLAIN}")
+    assert opened(config, checkpoint).files[:2] == [config, checkpoint]
+    config.write_text(f"_base_ = {'b' * 300 + '.py'!r}\n")
+    assert refusal(config, checkpoint).endswith("b.py is not there.")
+
+
 def test_the_files_of_a_config_are_found_without_running_it(folder: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     (folder / "pkg").mkdir()

@@ -109,7 +109,11 @@ def test_weights_in_another_file(asked: Callable[..., Any], image: Path, engine:
     assert_same(asked(split, {"patch_size": PATCH, "engine": engine})[0], image, forward)
 
 
-@pytest.mark.parametrize(("location", "told"), [("gone.bin", "not beside it"), ("../outside.bin", "own folder")])
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [("gone.bin", "not beside it"), ("../outside.bin", "own folder"), ("w" * 300, "not beside it")],
+    ids=["gone", "outside", "too long a name"],
+)
 def test_weights_that_are_not_beside_the_network(server: Served, location: str, told: str, tmp_path: Path) -> None:
     path = networks.conv_network(tmp_path / "conv.onnx", 5)
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)

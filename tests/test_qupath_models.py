@@ -191,6 +191,17 @@ def test_a_cut_file_is_400(door: Served, tmp_path: Path) -> None:
     assert upload(door, "cut.onnx", content[: len(content) // 2]).status_code == 400
 
 
+def test_a_network_whose_weights_have_too_long_a_name_is_400(door: Served, tmp_path: Path) -> None:
+    path = pixel_network(tmp_path / "any.onnx")
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    network = onnx.load(path, load_external_data=False)
+    for entry in (entry for tensor in network.graph.initializer for entry in tensor.external_data):
+        entry.value = "w" * 300 if entry.key == "location" else entry.value
+    answer = upload(door, "split.onnx", network.SerializeToString())
+    assert answer.status_code == 400, answer.text
+    assert "which is not beside it" in answer.json()["detail"]
+
+
 def test_a_network_for_volumes_is_400_with_its_shape(door: Served, tmp_path: Path) -> None:
     answer = upload(door, "volumes.onnx", pixel_network(tmp_path / "any.onnx", rank=5).read_bytes())
     assert answer.status_code == 400, answer.text

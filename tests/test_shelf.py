@@ -167,6 +167,17 @@ def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:
     assert request_of(tmp_path, "runs").model_path == str(tmp_path / "elsewhere" / "w.pth")
 
 
+def test_texts_that_are_too_long_for_names_hide_nothing(tmp_path: Path) -> None:
+    long = "n" * 300
+    pair = {"config.py": f"note = {long!r}", "w.pth": "x"}
+    plant(tmp_path, {"pair": pair, "two": {**pair, "base.py": f"note = {long!r}"}, "net.onnx": "x"})
+    plant(tmp_path, {"net.json": {"model_path": long}})
+    found = offers_of(tmp_path)
+    assert found["pair"].failure is None
+    assert "2 configurations" in str(found["two"].failure)
+    assert "Model file not found" in str(found["net"].failure)
+
+
 @pytest.mark.parametrize(
     ("card", "word"),
     [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segserve.errors import BadInputError, SegserveError, some
-from segserve.models.backends import CHECKPOINTS, MMENGINE, backend_of, check_request
+from segserve.models.backends import CHECKPOINTS, MMENGINE, backend_of, check_request, is_file
 from segserve.models.classifiers import holds_classifier
 from segserve.models.formats.mmengine_files import config_files
 from segserve.models.names import SAFETENSORS
@@ -138,7 +138,7 @@ def _body(found: Found, card: Mapping[str, Any]) -> dict[str, Any]:
     config = _path(found, given, "config_path") or found.config
     guessed = found.kind
     if model:
-        guessed = (backend_of(model) if model.is_file() else None) or MMENGINE
+        guessed = (backend_of(model) if is_file(model) else None) or MMENGINE
     body = {"name": found.name, "backend_type": guessed, **given, "model_path": str(model or found.place)}
     return {**body, "config_path": str(config)} if config else body
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from segserve.errors import SegserveError, printable
-from segserve.models.backends import CHECKPOINTS
+from segserve.models.backends import CHECKPOINTS, is_file
 from segserve.models.card import Found, complete, is_visible, look_into
 from segserve.models.formats.mmengine_files import config_files
 from segserve.models.request import LoadRequest, parse_load_request
@@ -145,13 +145,13 @@ def _state(found: Found, body: Mapping[str, Any]) -> str:
 def _network_files(network: Path) -> Iterator[Path]:
     """A network's file, and those beside it that begin with its name, as exporters call the files of its weights."""
     yield network
-    if network.is_file():
+    if is_file(network):
         yield from sorted(path for path in network.parent.glob(f"{escape(network.name)}?*") if is_visible(path))
 
 
 def _config_files(body: Mapping[str, Any]) -> list[Path]:
     config = Path(body.get("config_path", ""))
-    if not config.is_file():
+    if not is_file(config):
         return []
     try:
         return config_files(config)

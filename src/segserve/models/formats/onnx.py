@@ -13,6 +13,7 @@ import numpy as np
 from segserve.engines.base import OnnxNetwork, TensorSpec
 from segserve.engines.openvino import read_onnx
 from segserve.errors import BadInputError
+from segserve.models.backends import is_file
 from segserve.models.metadata import ModelMetadata, read_metadata
 
 INPUT_TYPES = ("float32", "float16")
@@ -78,7 +79,7 @@ def _check_external(path: Path) -> None:
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
             raise BadInputError(f"The network keeps weights in {name!r}: only files in its own folder are read.")
-        if not (path.parent / name).is_file():
+        if not is_file(path.parent / name):
             raise BadInputError(
                 f"The network keeps weights in {name!r}, which is not beside it: copy that file there too."
             )

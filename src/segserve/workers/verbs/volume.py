@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from segserve.models.backends import is_file
 from segserve.models.formats.volume import network_files
 from segserve.models.request import LoadRequest
 from segserve.volumes.model import Job, VolumeModel
@@ -87,5 +88,5 @@ class _Teller:
 
 def _fingerprint(asked: LoadRequest) -> str:
     """Sizes and times of the files that the network is read from; what is missing, loading will tell."""
-    states = [file.stat() for file in network_files(asked) if file.is_file()]
+    states = [file.stat() for file in network_files(asked) if is_file(file)]
     return " ".join(f"{state.st_size}-{state.st_mtime_ns}" for state in states)
