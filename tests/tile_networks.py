@@ -56,7 +56,9 @@ def forgetful_classifier(folder: Path, keeps: int) -> Path:
         helper.make_node("Conv", ["input", "weight", "bias"], ["all"]),
         helper.make_node("Slice", ["all", "begin", "end", "axis"], ["output"]),
     ]
-    bounds = {name: np.array([value], np.int64) for name, value in [("begin", 0), ("end", keeps), ("axis", 0)]}
+    bounds: dict[str, NDArray[Any]] = {
+        name: np.array([value], np.int64) for name, value in [("begin", 0), ("end", keeps), ("axis", 0)]
+    }
     return _save(folder, nodes, {"weight": WEIGHT.reshape(3, 3, 1, 1), "bias": BIAS, **bounds}, {})
 
 
@@ -67,8 +69,8 @@ def mixing_classifier(folder: Path) -> Path:
         helper.make_node("Add", ["input", "mean"], ["sum"]),
         helper.make_node("Conv", ["sum", "weight", "bias"], ["output"]),
     ]
-    weights = {"axis": np.array([0], np.int64), "weight": WEIGHT.reshape(3, 3, 1, 1) / 2, "bias": BIAS}
-    return _save(folder, nodes, weights, {})
+    weights: dict[str, NDArray[Any]] = {"weight": WEIGHT.reshape(3, 3, 1, 1) / 2, "bias": BIAS}
+    return _save(folder, nodes, {"axis": np.array([0], np.int64), **weights}, {})
 
 
 def slow_classifier(folder: Path) -> Path:

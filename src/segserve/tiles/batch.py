@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,10 @@ from segserve.errors import BadInputError
 from segserve.models.formats.tile_onnx import check_output
 
 Values = NDArray[np.float32]
+Answer = TypeVar("Answer")
+
+CHECK_SECONDS = 0.1
+"""How soon whoever waits notices that nobody wants the answer."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,20 @@ class Limits:
     tiles: int
     pixels: int
     fixed: int | None = None
+
+
+def unless_abandoned(answer: Future[Answer], abandoned: Callable[[], bool]) -> Answer:
+    """Wait for an answer as long as somebody wants it.
+
+    Raises:
+        CancelledError: it was abandoned first; whoever computes it is not disturbed.
+        Exception: whatever came instead of the answer.
+    """
+    while not answer.done():
+        if abandoned():
+            raise CancelledError
+        wait([answer], CHECK_SECONDS)
+    return answer.result()
 
 
 def shareable(choice: Choice, pair: Values) -> bool:
@@ -76,7 +95,8 @@ class Batcher:
         Args:
             values: float32 (C, H, W).
             most: tiles that may share a batch which begins with this one.
-            abandoned: whether nobody waits for the answer any more; asked before the tile is computed.
+            abandoned: whether nobody wants the answer any more, which is then for good: a tile that waits is not
+                computed, and one that is being computed is not waited for.
 
         Returns:
             float32 logits (K, H', W'), the caller's own.
@@ -89,7 +109,7 @@ class Batcher:
         with self._changed:
             self._queue.append(waiting)
             self._changed.notify()
-        return waiting.answer.result()
+        return unless_abandoned(waiting.answer, abandoned)
 
     def _work(self) -> None:
         while True:
@@ -105,7 +125,8 @@ class Batcher:
                 batch[0].answer.set_exception(error)
                 return
             for waiting in batch:
-                self._serve([waiting])
+                if not waiting.abandoned():
+                    self._serve([waiting])
             return
         for waiting, logits in zip(batch, answers, strict=True):
             waiting.answer.set_result(logits)
@@ -127,14 +148,11 @@ class Batcher:
     def _next_batch(self) -> list[_Waiting]:
         with self._changed:
             self._changed.wait_for(lambda: self._queue)
-            waiting = [one for one in self._queue if not self._drop(one)]
+            waiting = [one for one in self._queue if not one.abandoned()]
             chosen = [one for one in waiting if one.values.shape == waiting[0].values.shape]
             chosen = chosen[: self._most(waiting[0])] if waiting else []
             self._queue = deque(one for one in waiting if one not in chosen)
             return chosen
-
-    def _drop(self, waiting: _Waiting) -> bool:
-        return waiting.abandoned() and waiting.answer.cancel()
 
     def _most(self, first: _Waiting) -> int:
         if self._limits.fixed:

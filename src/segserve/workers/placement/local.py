@@ -163,10 +163,11 @@ class LocalWorker:
     async def _cancel(self, number: int, reply: asyncio.Future[dict[str, Any]]) -> None:
         """Stop a call and wait until its files are the worker's no more."""
         self._send({"cancel": number})
-        await asyncio.wait([reply], timeout=CANCEL_SECONDS)
-        if not reply.done():
-            await self.stop()
-        elif not reply.cancelled():
+        while not (await asyncio.wait([reply], timeout=CANCEL_SECONDS))[0]:
+            if number in self._begun or not self._begun:  # else it only waits for others, who are not to suffer
+                await self.stop()
+                return
+        if not reply.cancelled():
             reply.exception()  # seen: nobody else will ask
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import contextvars
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.engines.candidates import Wish
+from segserve.tiles.batch import unless_abandoned
 from segserve.tiles.header import check_tile
 from segserve.tiles.io import read_header, read_image
 from segserve.tiles.maps import classes, means, write_map
@@ -28,6 +29,7 @@ log = logging.getLogger("segserve.worker")
 
 TILES_AT_ONCE = 24
 USUAL_BATCH = 16
+LAST_SECONDS = 5.0
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
 
 
@@ -70,8 +72,8 @@ class TileVerbs:
             raise Cancelled from None
         finally:
             job.over = True
-            for future in futures:
-                future.cancel()
+            # Those that are being read or written; not for ever: the server ends a process that does not reply.
+            wait([future for future in futures if not future.cancel()], LAST_SECONDS)
         reply: dict[str, Any] = {**model.in_force, "shapes": [one.shape for one in done]}
         if job.want == "means":
             reply["means"] = [one.means for one in done]
@@ -132,7 +134,7 @@ class _Job:
         """What came of the tiles, in order; where one file takes all maps, each is written and let go in turn."""
         with self._inline.open("wb") if self._inline else nullcontext() as stream:
             for place, future in enumerate(futures):
-                done = future.result()
+                done = unless_abandoned(future, self._abandoned)
                 futures[place] = Future()  # nothing else holds the map any more
                 if stream and done.values is not None:
                     stream.write(np.ascontiguousarray(done.values).data)
