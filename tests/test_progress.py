@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -158,6 +160,17 @@ def test_what_never_comes_and_what_ended_long_ago_is_told_so(monkeypatch: pytest
         assert await watcher == ["done"]
 
     asyncio.run(story())
+
+
+def test_the_head_of_a_stream_keeps_nobody_waiting(server: Served) -> None:
+    address = urlsplit(server.url)
+    connection = HTTPConnection(address.hostname or "", address.port, timeout=20)
+    with closing(connection):
+        for method, path in [("HEAD", "/api/progress/nobody-s"), ("GET", "/healthz")]:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            answer.read()
 
 
 @pytest.mark.parametrize("identity", ["a" * 65, "a%20b", "b%C3%A4r", "a:b"])

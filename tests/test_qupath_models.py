@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.classifier_client import ClassifierClient, Json, get_string
 from tests.serving import Served, start_server
+from tests.tile_client import TileClient, json_request, picture, png_url
 
 TRAVERSALS = ["../../../evil.onnx", "/tmp/evil.onnx", "..\\..\\evil.onnx", "C:\\evil.onnx", "CON.onnx", ".onnx"]
 
@@ -124,7 +125,11 @@ def test_an_upload_is_listed_told_of_and_deleted(door: Served, client: Classifie
     assert (Path(listed["path"]) / "model.onnx").read_bytes() == content
     metadata = client.read("GET", f"/models/{name}")["metadata"]
     assert (metadata["id"], metadata["architecture"]["type"], metadata["source"]) == (name, "custom_onnx", "uploaded")
+    tiles = TileClient(door.url)
+    request = json_request(name, {"t": png_url(picture())})
+    assert tiles.post_json("", request).status_code == 200
     assert client.read("DELETE", f"/models/{name}") == {"status": "deleted", "model_id": name}
+    assert tiles.post_json("", request).status_code == 404
     assert not Path(listed["path"]).exists()
     assert name not in models(client)
     assert client.call("GET", f"/models/{name}").status_code == 404

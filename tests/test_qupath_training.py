@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from segserve.training.data.synthetic import write_synthetic
 from tests.classifier_client import ClassifierClient, Json, Training, captured_body, events, read_model
 from tests.datasets import java_config, make_image, make_mask, write_config, write_dataset, write_image, write_mask
-from tests.serving import Served, start_server
+from tests.serving import Served, start_server, wait_until
 
 FROZEN = ["encoder.conv1", "encoder.layer1"]
 FROZEN_PARTS = ("conv1.", "bn1.", "layer1.")
@@ -428,3 +428,20 @@ def test_every_legal_oddity_trains(client: ClassifierClient, tmp_path: Path, odd
     assert session.get_inputs()[0].shape[1] == channels * doubled
     absent = {"Stroma"} if oddity == "absent class" else set()
     assert all(set(entry["per_class_iou"]) == set(body["classes"]) - absent for entry in training.progress)
+
+
+@pytest.mark.slow
+def test_a_resume_reads_no_pretrained_weights(client: ClassifierClient, weights: Path, tmp_path: Path) -> None:
+    """They are in the checkpoint, and their file may be gone by then."""
+    data = write_dataset(tmp_path / "set", config="java", train=2, validation=1)
+    job_id = client.start_training(captured_body(data, epochs=5000, use_pretrained=True))
+    wait_until(lambda: client.status(job_id).get("epoch", 0) >= 1, 120)
+    client.pause_training(job_id)
+    wait_until(lambda: client.status(job_id)["status"] == "paused", 60)
+    file, aside = weights / "resnet18.safetensors", weights / "resnet18.aside"
+    file.rename(aside)
+    try:
+        assert client.resume_training(job_id, data_path=str(data))["status"] == "resuming"
+    finally:
+        aside.rename(file)
+        client.cancel_training(job_id)
