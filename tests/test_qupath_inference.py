@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from tests.tile_networks import (
     CLASSES,
     coarse_answer,
     coarse_classifier,
+    halving_classifier,
     neighbour_answer,
     neighbour_classifier,
     pixel_answer,
@@ -41,6 +43,7 @@ from tests.tile_networks import (
 
 EXACT = 1e-5
 ENGINE = 1e-3
+SIZES = [(34, 34, 0), (33, 33, 1), (64, 64, 2), (33, 33, 3), (34, 34, 4), (33, 20, 5), (20, 34, 6), (2, 2, 7)]
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,25 @@ def test_a_network_that_refuses_odd_sizes_gets_none(client: TileClient, tmp_path
         np.testing.assert_allclose(found, coarse_answer(tile), atol=ENGINE)
         (alone,) = inline_maps(client.post_json("/pixel", json_request(model, {name: urls[name]}, output="inline")))
         np.testing.assert_allclose(found, alone, atol=EXACT)
+
+
+def test_a_size_that_is_refused_changes_no_other_tile(client: TileClient, tmp_path: Path) -> None:
+    model = halving_classifier(tmp_path / "halving")
+    tiles = {f"{height} x {width} {seed}": (height, width, seed) for height, width, seed in SIZES}
+    urls = {name: png_url(picture(*size, seed=seed)) for name, (*size, seed) in tiles.items()}
+
+    def maps(names: Iterable[str]) -> dict[str, Array]:
+        asked = {name: urls[name] for name in names}
+        answer = client.post_json("/pixel", json_request(model, asked, output="inline"))
+        return dict(zip(asked, inline_maps(answer), strict=True))
+
+    even = [name for name, (height, width, _) in tiles.items() if not (height % 2 or width % 2)]
+    before = maps(even)
+    odd = maps(urls.keys() - even)
+    for _ in range(2):
+        together = maps(reversed(urls))
+        for name, found in {**before, **odd}.items():
+            np.testing.assert_allclose(together[name], found, atol=EXACT)
 
 
 @pytest.mark.parametrize("named", ["folder", "file", "id"])

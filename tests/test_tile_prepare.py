@@ -94,6 +94,8 @@ def test_any_tile(
     assert (prepared.height, prepared.width) == (height, width)
     assert prepared.padding == min(padding, min(height, width) // 2)
     np.testing.assert_array_equal(image, before)
+    as_it_is = prepare(image, wish, needs(len(selected) or channels, least=least), "t")
+    np.testing.assert_array_equal(padded_more(as_it_is, network).values, prepared.values)
 
 
 @given(

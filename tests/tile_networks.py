@@ -50,6 +50,22 @@ def coarse_classifier(folder: Path, **metadata: Any) -> Path:
     return _save(folder, nodes, weights, metadata)
 
 
+def halving_classifier(folder: Path) -> Path:
+    """A folder whose network adds the image's mean to each pixel, and fails where a side cannot be halved."""
+    half = np.eye(3, dtype=np.float32)[:, :, None, None] * np.full((2, 2), 0.25, np.float32)
+    nodes = [
+        helper.make_node("Conv", ["input", "half"], ["small"], strides=[2, 2]),
+        helper.make_node("Resize", ["small", "", "scales"], ["large"], mode="nearest"),
+        helper.make_node("Sub", ["input", "large"], ["detail"]),
+        helper.make_node("GlobalAveragePool", ["input"], ["mean"]),
+        helper.make_node("Add", ["detail", "mean"], ["sum"]),
+        helper.make_node("Conv", ["sum", "weight", "bias"], ["output"]),
+    ]
+    scales = np.array([1, 1, 2, 2], np.float32)
+    weights = {"half": half, "scales": scales, "weight": 8 * WEIGHT.reshape(3, 3, 1, 1), "bias": BIAS}
+    return _save(folder, nodes, weights, {})
+
+
 def forgetful_classifier(folder: Path, keeps: int) -> Path:
     """A folder whose network answers as `pixel_classifier`'s, but only for the first tiles of a batch."""
     nodes = [

@@ -21,7 +21,7 @@ from segserve.models.formats.onnx import model_files
 from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, own_metadata, trial_shape
 from segserve.tiles.batch import Batcher, Limits, shareable
 from segserve.tiles.maps import probabilities
-from segserve.tiles.prepare import prepare
+from segserve.tiles.prepare import Prepared, padded_more, prepare
 from segserve.tiles.recipe import Needs, Recipe
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ GPU_PIXELS = 64 * 512 * 512
 MOST_TILES = 64
 USUAL_DIVISOR = 32
 """What most encoders halve: tried for networks that do not say what they need."""
+MOST_REFUSED = 1000
 
 
 class TileModel:
@@ -41,6 +42,9 @@ class TileModel:
         self.metadata = metadata
         self.classes = max(choice.shape[1], 2)
         self._needs = needs
+        # Sizes that it does not take as they are, each for itself, so that no tile changes another's map; those that
+        # are forgotten are only refused once more.
+        self._refused: set[tuple[int, ...]] = set()
         self._choice = choice
         self._batcher = Batcher(choice.engine, limits)
 
@@ -105,19 +109,23 @@ class TileModel:
             BadInputError: the tile does not fit the network, or the network gives no numbers for it.
         """
 
-        def classified(needs: Needs) -> NDArray[np.float32]:
-            prepared = prepare(image, recipe, needs, name, blocked=blocked)
-            return probabilities(self._batcher.run(prepared.values, abandoned, most=most), prepared, name)
+        def classified(tile: Prepared) -> NDArray[np.float32]:
+            return probabilities(self._batcher.run(tile.values, abandoned, most=most), tile, name)
 
         needs = self._needs
-        try:
-            return classified(needs)
-        except EngineError:
-            if needs.divisor != 1 or needs.fixed:
-                raise
-        padded = replace(needs, divisor=USUAL_DIVISOR, least=USUAL_DIVISOR)
-        answer = classified(padded)
-        self._needs = padded
+        prepared = prepare(image, recipe, needs, name, blocked=blocked)
+        size = prepared.values.shape[1:]
+        if size not in self._refused:
+            try:
+                return classified(prepared)
+            except EngineError:
+                if needs.divisor != 1 or needs.fixed:
+                    raise
+        larger = replace(needs, divisor=USUAL_DIVISOR, least=max(needs.least, USUAL_DIVISOR))
+        answer = classified(padded_more(prepared, larger))
+        if len(self._refused) >= MOST_REFUSED:
+            self._refused.clear()
+        self._refused.add(size)
         return answer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,12 @@ def prepare(image: NDArray[Any], recipe: Recipe, needs: Needs, name: str, *, blo
     if padding:
         planes = np.pad(planes, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
     return Prepared(np.ascontiguousarray(_fill(planes, needs)), height, width, padding)
+
+
+def padded_more(tile: Prepared, needs: Needs) -> Prepared:
+    """A prepared tile as it would have been for a network that differs in what it pads to."""
+    height, width = tile.height + 2 * tile.padding, tile.width + 2 * tile.padding
+    return replace(tile, values=np.ascontiguousarray(_fill(tile.values[:, :height, :width], needs)))
 
 
 def _normalized(image: NDArray[Any], chosen: list[int], recipe: Recipe, needs: Needs) -> NDArray[np.float32]:
