@@ -18,7 +18,7 @@ from benchmarks.networks import UNet
 from benchmarks.others import Other
 from benchmarks.ours import Ours
 from benchmarks.timing import in_turn, seconds
-from segserve.volumes.grid import window_starts
+from segserve.volumes.grid import WindowStarts
 from tests.serving import Served
 
 CLASSES = 14
@@ -54,7 +54,7 @@ class Size:
     @property
     def patches(self) -> int:
         """Windows of the volume."""
-        return math.prod(len(window_starts(length, self.patch, self.stride)) for length in self.shape)
+        return math.prod(len(WindowStarts(length, self.patch, self.stride)) for length in self.shape)
 
 
 class Contest:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segserve.volumes.grid import Grid, choose_grid, window_starts
+from segserve.volumes.grid import Grid, WindowStarts, choose_grid
 
 SIZES = st.integers(1, 60)
 TRIPLES = st.tuples(SIZES, SIZES, SIZES)
@@ -17,18 +17,22 @@ def test_starts_are_those_of_the_published_rule(length: int, patch: int, data: s
     stride = data.draw(st.integers(1, patch))
     count = max(length - patch + stride - 1, 0) // stride + 1
     ends = [min(step * stride + patch, length) for step in range(count)]
-    assert window_starts(length, patch, stride) == [max(end - patch, 0) for end in ends]
+    starts = WindowStarts(length, patch, stride)
+    assert list(starts) == [max(end - patch, 0) for end in ends]
+    assert len(starts) == count
 
 
 @given(length=SIZES, patch=SIZES, data=st.data())
 def test_windows_cover_every_voxel_and_coverage_counts_them(length: int, patch: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, patch))
-    grid = Grid((length, 1, 1), (patch, 1, 1), (stride, 1, 1), 0)
-    counted = np.zeros(length)
-    for start in window_starts(length, patch, stride):
+    starts = WindowStarts(length, patch, stride)
+    counted = np.zeros(length, np.float32)
+    for start in starts:
         counted[start : start + patch] += 1
     assert counted.min() >= 1
-    np.testing.assert_array_equal(grid.coverage(0), counted)
+    begin = data.draw(st.integers(0, length))
+    end = data.draw(st.integers(begin, length))
+    np.testing.assert_array_equal(starts.coverage(begin, end), counted[begin:end], strict=True)
 
 
 @given(shape=TRIPLES, patch=TRIPLES, slowest=st.integers(0, 2))

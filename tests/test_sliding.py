@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from itertools import product
 from typing import Any
 
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
 from segserve.volumes.blend import window_weights
-from segserve.volumes.grid import Grid, window_starts
+from segserve.volumes.grid import Grid, WindowStarts, choose_grid
 from segserve.volumes.labels import above, highest_class
+from segserve.volumes.memory import volume_need
 from segserve.volumes.sliding import Decide, Sweep, Windows, check_finite
 
 SMALL = st.integers(1, 9)
@@ -44,7 +46,7 @@ def slow(engine: PlaceNetwork, volume: NDArray[np.float32], stride: tuple[int, i
     patch = engine.input_shape[2:]
     gaps = [max(size - length, 0) for size, length in zip(patch, volume.shape, strict=True)]
     padded = np.pad(volume, [(gap // 2, gap - gap // 2) for gap in gaps], mode="edge")
-    starts = [window_starts(*axis) for axis in zip(padded.shape, patch, stride, strict=True)]
+    starts = [WindowStarts(*axis) for axis in zip(padded.shape, patch, stride, strict=True)]
     total = np.zeros((engine(np.zeros(engine.input_shape, np.float32)).shape[1], *padded.shape), np.float32)
     count = np.zeros(padded.shape, np.float32)
     for corner in product(*starts):
@@ -177,6 +179,39 @@ def test_air_is_computed_once(batch: int) -> None:
     fast(engine, volume, grid, 2, highest_class, Windows(batch, None, skip_uniform=True))
     assert engine.seen <= 2  # one window with something in it, and one of air
     assert grid.patches == 96
+
+
+class EnoughError(Exception):
+    """The client has hung up."""
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+def test_a_long_axis_takes_no_more_memory_than_was_foreseen(blend: str) -> None:
+    patch = (1, 1, 960)
+    grid = choose_grid((1, 1, 2**24), patch, (1, 1, 12), slowest=0)
+    engine, weights = PlaceNetwork(1, patch, 2), window_weights(blend, patch)
+    total: set[int] = set()
+
+    def read(start: int, stop: int) -> NDArray[np.float32]:
+        return np.zeros((1, 1, stop - start), np.float32)
+
+    def take(start: int, stop: int) -> NDArray[Any]:
+        return np.empty((stop - start, 1, 1), np.uint8)
+
+    def progress(done: int, of: int) -> None:
+        total.add(of)
+        if done == 3:
+            raise EnoughError
+
+    tracemalloc.start()
+    with pytest.raises(EnoughError):
+        Sweep(engine, grid, 2, highest_class, Windows(1, weights)).run(read, take, progress)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert total == {(2**24 - 960 + 11) // 12 + 1}
+    window = 4 * math.prod(patch)
+    # What is foreseen, and a few windows on their way through the network.
+    assert peak < volume_need(grid, 2, weighted=weights is not None) + 12 * window + 2**16
 
 
 def test_negative_zero_is_not_taken_for_zero() -> None:

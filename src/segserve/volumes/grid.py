@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,21 +16,44 @@ from segserve.models.request import Axes
 FLOAT_BYTES = 4
 
 
-def window_starts(length: int, patch: int, stride: int) -> list[int]:
-    """Where windows of `patch` begin along an axis; the last one is shifted inward to end with the axis.
+@dataclass(frozen=True)
+class WindowStarts:
+    """Where windows begin along an axis; the last one is shifted inward to end with the axis.
 
-    Args:
+    Ascending, distinct; only 0 for an axis not longer than the patch. None is kept: there may be 2^31 of them.
+
+    Attributes:
         length: of the axis, in voxels.
         patch: of the window, in voxels.
         stride: from one window to the next, 1 to `patch`.
-
-    Returns:
-        Ascending, distinct; `[0]` for an axis not longer than the patch.
     """
-    if length <= patch:
-        return [0]
-    steps = math.ceil((length - patch) / stride)
-    return [min(step * stride, length - patch) for step in range(steps + 1)]
+
+    length: int
+    patch: int
+    stride: int
+
+    @property
+    def _last(self) -> int:
+        return max(self.length - self.patch, 0)
+
+    @property
+    def _unshifted(self) -> range:
+        return range(0, self._last, self.stride)
+
+    def __len__(self) -> int:
+        """How many windows there are."""
+        return len(self._unshifted) + 1
+
+    def __iter__(self) -> Iterator[int]:
+        """Each start."""
+        return chain(self._unshifted, (self._last,))
+
+    def coverage(self, begin: int, end: int) -> NDArray[np.float32]:
+        """How many windows cover each of the positions [begin, end)."""
+        positions = np.arange(begin, end)
+        first = np.maximum((positions - self.patch) // self.stride + 1, 0)
+        last = np.minimum(positions // self.stride, len(self._unshifted) - 1)
+        return np.asarray(np.maximum(last - first + 1, 0) + (positions >= self._last), np.float32)
 
 
 @dataclass(frozen=True)
@@ -50,9 +73,9 @@ class Grid:
     sweep: int
 
     @cached_property
-    def starts(self) -> tuple[list[int], list[int], list[int]]:
+    def starts(self) -> tuple[WindowStarts, WindowStarts, WindowStarts]:
         """Window starts of each axis."""
-        z, y, x = (window_starts(*axis) for axis in zip(self.shape, self.patch, self.stride, strict=True))
+        z, y, x = (WindowStarts(*axis) for axis in zip(self.shape, self.patch, self.stride, strict=True))
         return z, y, x
 
     @property
@@ -76,17 +99,23 @@ class Grid:
         first, second = self.across
         return product(self.starts[first], self.starts[second])
 
-    def coverage(self, axis: int) -> NDArray[np.float32]:
-        """How many windows cover each position of an axis; a voxel's count is the product of its three."""
-        counts = np.zeros(self.shape[axis], np.float32)
-        for start in self.starts[axis]:
-            counts[start : start + self.patch[axis]] += 1
-        return counts
+    def coverage_across(self) -> NDArray[np.float32]:
+        """How many windows at one position of the sweep cover each voxel of a plane."""
+        first, second = (self.starts[axis].coverage(0, self.shape[axis]) for axis in self.across)
+        return np.outer(first, second)
+
+    def coverage_along(self, begin: int, end: int) -> NDArray[np.float32]:
+        """How many positions of the sweep cover each of the planes [begin, end)."""
+        return self.starts[self.sweep].coverage(begin, end)
+
+    def plane_voxels(self) -> int:
+        """Voxels of the cross-section."""
+        first, second = self.across
+        return self.shape[first] * self.shape[second]
 
     def slab_voxels(self) -> int:
         """Voxels of one patch depth of the whole cross-section."""
-        first, second = self.across
-        return self.depth * self.shape[first] * self.shape[second]
+        return self.depth * self.plane_voxels()
 
 
 def choose_grid(shape: Axes, patch: Axes, stride: Axes, *, slowest: int) -> Grid:

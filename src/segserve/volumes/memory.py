@@ -10,24 +10,31 @@ from segserve.models.plan import Plan
 from segserve.volumes.grid import FLOAT_BYTES, Grid
 
 
-def volume_need(grid: Grid, classes: int) -> int:
-    """Bytes that segmenting takes beyond the loaded network: a slab of float32 scores and one of intensities."""
-    return FLOAT_BYTES * grid.slab_voxels() * (classes + 1)
+def volume_need(grid: Grid, classes: int, *, weighted: bool) -> int:
+    """Bytes that segmenting takes beyond the loaded network.
+
+    A slab of float32 scores, one of intensities, one of sums of weights if windows are weighted, and a plane that
+    counts windows.
+    """
+    slabs = classes + 1 + int(weighted)
+    return FLOAT_BYTES * (grid.slab_voxels() * slabs + grid.plane_voxels())
 
 
-def check_volume(grid: Grid, classes: int, limit: int) -> None:
+def check_volume(grid: Grid, classes: int, limit: int, *, weighted: bool) -> None:
     """Refuse a volume that would not fit.
 
     Args:
         grid: the windows over it.
         classes: K.
         limit: bytes one request may take; 0 is what is free now.
+        weighted: whether windows count differently at different voxels.
 
     Raises:
         TooLargeError: with the need, what there is, and what to change.
     """
     what = f"A volume of {by(grid.shape)} voxels with {classes} classes and a patch of {by(grid.patch)}"
-    _check(volume_need(grid, classes), limit, what, "crop the volume, or load the model with a smaller patch_size")
+    need = volume_need(grid, classes, weighted=weighted)
+    _check(need, limit, what, "crop the volume, or load the model with a smaller patch_size")
 
 
 def check_patch(plan: Plan) -> None:

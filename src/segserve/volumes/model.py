@@ -150,7 +150,7 @@ class VolumeModel:
             self.plan.patch_stride,
             slowest=axes.axes.index(0),
         )
-        check_volume(grid, self.classes, job.limits.memory_limit)
+        check_volume(grid, self.classes, job.limits.memory_limit, weighted=self._windows.weights is not None)
         plain, warnings = source.intensities()
         intensities = Intensities(plain.slope, plain.intercept, plain.fill, window)
         marks.append(time.monotonic())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,7 +91,6 @@ class Sweep:
             decide: from summed scores to labels.
             windows: how they are run and put together.
         """
-        first, second = grid.across
         self.skipped = 0
         self.network_seconds = 0.0
         self._engine = engine
@@ -100,8 +100,7 @@ class Sweep:
         self._weights = None if windows.weights is None else self._cropped(windows.weights[None])[:, 0]
         self._batch = np.zeros((windows.batch, 1, *grid.patch), np.float32)
         self._uniform = UniformWindows(uniform_room(grid)) if windows.skip_uniform else None
-        self._along = grid.coverage(grid.sweep)
-        self._across = np.outer(grid.coverage(first), grid.coverage(second))
+        self._across = grid.coverage_across()
 
     def run(self, read: ReadPlanes, take: TakePlanes, progress: Progress) -> None:
         """Segment the volume.
@@ -115,8 +114,7 @@ class Sweep:
             BadInputError: the network gave NaN or infinity.
         """
         grid, done = self._grid, 0
-        starts = grid.starts[grid.sweep]
-        for start, final in zip(starts, [*starts[1:], grid.shape[grid.sweep]], strict=True):
+        for start, final in pairwise(chain(grid.starts[grid.sweep], (grid.shape[grid.sweep],))):
             block = read(start, start + grid.depth)
             for lot in self._lots(block):
                 self._run_lot(start, lot)
@@ -180,12 +178,13 @@ class Sweep:
     def _finish(self, start: int, final: int, take: TakePlanes) -> None:
         """Label planes [start, final), which no further window touches, and make room for the next."""
         out = take(start, final)
+        along = self._grid.coverage_along(start, final)
         slab = self._slab
 
         def label(first: int, last: int) -> None:
             for index in range(start + first, start + last):
                 place = index % len(slab.scores)
-                weights = self._across * self._along[index] if slab.weights is None else slab.weights[place]
+                weights = self._across * along[index - start] if slab.weights is None else slab.weights[place]
                 self._decide(slab.scores[place], weights, out[index - start])
                 slab.clear(index)
 

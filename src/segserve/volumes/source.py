@@ -19,6 +19,9 @@ from segserve.volumes.nrrd import is_nrrd, parse_nrrd
 from segserve.volumes.unpack import DAMAGED, GZIP_MAGIC, inflated, numbers, read_chunks, unpack
 from segserve.volumes.window import Intensities
 
+LOOK_VOXELS = 2**18
+"""Looked at together, so that an axis of many small planes takes no longer than one of few large ones."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -58,8 +61,9 @@ class Source:
         if nifti.dtype.kind in "iu" and not plain.scaled:
             return plain, []
         lowest, odd = np.inf, 0
-        for plane in range(nifti.shape[0]):
-            values = plain.values(self.planes(0, plane, plane + 1))
+        planes = max(1, LOOK_VOXELS * nifti.shape[0] // nifti.voxels)
+        for start in range(0, nifti.shape[0], planes):
+            values = plain.values(self.planes(0, start, min(start + planes, nifti.shape[0])))
             finite = np.isfinite(values)
             odd += int(values.size - np.count_nonzero(finite))
             lowest = min(lowest, float(values.min(where=finite, initial=np.inf)))
