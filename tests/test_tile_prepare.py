@@ -15,7 +15,7 @@ from segserve.errors import BadInputError
 from segserve.models.catalog.architectures import architecture
 from segserve.tiles.normalize import Normalization, Strategy, normalize
 from segserve.tiles.percentile import percentiles
-from segserve.tiles.prepare import Prepared, prepare
+from segserve.tiles.prepare import Prepared, padded_more, prepare
 from segserve.tiles.recipe import Needs, Recipe
 from segserve.tiles.statistics import measure
 from segserve.training.data.patches import Patches
