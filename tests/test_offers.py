@@ -214,3 +214,35 @@ def test_a_failed_load_is_tried_again_when_asked_for_but_not_in_the_background(t
         assert "error" not in (await listed(client))["a"]
 
     told(house, story)
+
+
+def test_no_answer_tells_a_path_that_only_a_card_names(tmp_path: Path) -> None:
+    secret = tmp_path / "secret place" / "deeper"
+    secret.mkdir(parents=True)
+    (secret / "net.onnx").write_bytes(b"a network")
+    house = fake_models(tmp_path, preload="none")
+    config = {"forward_device": "cpu"}
+    card = {"model_path": str(secret / "net.onnx"), "inference_config": config}
+    (tmp_path / "models" / "folder").mkdir()
+    (tmp_path / "models" / "folder" / "model.json").write_text(json.dumps(card))
+
+    async def refuse() -> None:
+        network, base = secret / "net.onnx", secret / "base.py"
+        raise BadInputError(f"{network}: the folder {secret.parent}. Trust {secret}, or {base}.")
+
+    async def story(client: httpx.AsyncClient) -> None:
+        assert (await listed(client))["folder"]["model_path"] == "net.onnx"
+        house.placement.before_cpu = refuse
+        sentence = "net.onnx: the folder (a path). Trust (a path), or base.py."
+        body = {"name": "mine", "backend_type": "onnx", "model_path": "folder", "inference_config": config}
+        answer = await client.post("/api/models", json=body)
+        assert (answer.status_code, answer.json()["error"]) == (400, sentence)
+        assert (await ask(client, "folder")).json()["error"] == sentence
+        assert (await listed(client))["folder"]["error"] == sentence
+        Gate(house).open.set()
+        assert (await client.post("/api/models", json=body)).json()["model"]["model_path"] == "net.onnx"
+        (secret / "net.onnx").unlink()
+        answer = await client.post("/api/models", json=body)
+        assert (answer.status_code, answer.json()["error"]) == (400, "Model file not found: net.onnx.")
+
+    told(house, story)

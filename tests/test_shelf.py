@@ -167,6 +167,28 @@ def test_a_folders_request_settles_what_is_in_doubt(tmp_path: Path) -> None:
     assert request_of(tmp_path, "runs").model_path == str(tmp_path / "elsewhere" / "w.pth")
 
 
+@pytest.mark.parametrize("key", ["model_path", "config_path"])
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_a_path_out_of_the_folder_only_what_the_card_says_is_shown(
+    tmp_path: Path, key: str, *, there: bool, whole: bool
+) -> None:
+    files = {"model_path": "w.pth", "config_path": "c.py"}
+    plant(tmp_path, {"models": {"net": {"w.pth": "x", "c.py": ""}}, "secret place": {files[key]: ""} if there else {}})
+    path = str(tmp_path / "secret place" / files[key]) if whole else f"../../secret place/{files[key]}"
+    plant(tmp_path / "models" / "net", {"model.json": {**files, key: path}})
+    offer = offers_of(tmp_path / "models")["net"]
+    shown = files[key] if whole else str(Path(path))
+    if there:
+        assert {"model_path": offer.shown_path, "config_path": offer.shown_config}[key] == shown
+        assert getattr(offer.request(), key) == str(tmp_path / "secret place" / files[key])
+    else:
+        assert f": {shown}" in str(offer.failure)
+    told = str(offer.failure) + offer.shown_path + str(offer.shown_config)
+    assert str(tmp_path) not in told
+    assert not whole or "secret" not in told
+
+
 def test_texts_that_are_too_long_for_names_hide_nothing(tmp_path: Path) -> None:
     long = "n" * 300
     pair = {"config.py": f"note = {long!r}", "w.pth": "x"}

@@ -41,14 +41,14 @@ def check_request(request: LoadRequest) -> None:
     """
     backend = request.backend_type.lower()
     if not is_file(request.model_path):
-        raise BadInputError(f"Model file not found: {request.model_path}.")
-    _check_readable(request.model_path)
+        raise BadInputError(f"Model file not found: {request.told(request.model_path)}.")
+    _check_readable(request.model_path, request)
     if backend not in BACKENDS:
         raise BadInputError(f"Unknown backend type: {request.backend_type}. Known: {', '.join(BACKENDS)}.")
     if backend == MMENGINE:
         if not request.config_path or not is_file(request.config_path):
-            raise BadInputError(f"Config file required for MMEngine: {request.config_path}")
-        _check_readable(request.config_path)
+            raise BadInputError(f"Config file required for MMEngine: {request.told(str(request.config_path))}")
+        _check_readable(request.config_path, request)
         need_mmengine("An MMEngine model")
     elif backend != ONNX:
         need_torch_networks(f"A model of the kind {backend}")
@@ -71,9 +71,11 @@ def archive_records(path: Path) -> list[str]:
         return []
 
 
-def _check_readable(path: str) -> None:
+def _check_readable(path: str, request: LoadRequest) -> None:
     if not os.access(path, os.R_OK):
-        raise BadInputError(f"The server's user may not read {path}: change its permissions, or its owner.")
+        raise BadInputError(
+            f"The server's user may not read {request.told(path)}: change its permissions, or its owner."
+        )
 
 
 def is_file(path: str | Path) -> bool:

@@ -19,6 +19,7 @@ from segserve.models.request import LoadRequest, parse_load_request
 
 FOLDER_CARD = "model.json"
 LARGEST_CARD = 2**20
+PATHS = ("model_path", "config_path")
 PACKAGE_MARK = "__init__.py"
 UNFINISHED = (".tmp", ".part")
 
@@ -67,19 +68,28 @@ def look_into(entry: Path) -> Found | None:
     return _in_folder(entry, card)
 
 
-def complete(found: Found) -> tuple[dict[str, Any], SegserveError | None]:
-    """The body of the load request of what was found, and why it is no good, if so.
+def complete(found: Found) -> tuple[dict[str, Any], SegserveError | None, dict[str, str]]:
+    """The body of the load request of what was found, why it is no good, if so, and how its card spells whole paths.
 
     The card's keys win, and its paths are relative to it; where it is no good, the body is what is known without it.
     """
     known = _body(found, {})
+    spelled: dict[str, str] = {}
     try:
-        body = _body(found, _read(found.card) if found.card.is_file() else {})
+        card = _read(found.card) if found.card.is_file() else {}
+        body = _body(found, card)
+        spelled = _spelled(found, card)
         check_request(_request(found, body))
     except SegserveError as error:
         place = "" if found.place.name == found.name else f"{found.place.name}: "
-        return known, SegserveError(f"{place}{error.message}", status=error.status)
-    return body, None
+        return known, SegserveError(f"{place}{error.message}", status=error.status), spelled
+    return body, None, spelled
+
+
+def _spelled(found: Found, card: Mapping[str, Any]) -> dict[str, str]:
+    """The card's own words for paths; of paths that are whole in it, what comes last."""
+    given = {str(path): Path(card[key]) for key in PATHS if (path := _path(found, card, key)) and path.name}
+    return {path: as_given.name if as_given.anchor else str(as_given) for path, as_given in given.items()}
 
 
 def _request(found: Found, body: dict[str, Any]) -> LoadRequest:

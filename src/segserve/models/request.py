@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from segserve.errors import BadInputError
 from segserve.logs import CONTROL
+from segserve.models.told import told
 
 Axes = tuple[int, int, int]
 AXIS_PAIRS = ("LR", "PA", "IS")
@@ -143,17 +144,16 @@ class LoadRequest(BaseModel):
     orientation: Orientation | None = None
     labels: Labels | None = None
     strict: bool | None = None
-    _offered: bool = PrivateAttr(default=False)
+    _names: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
-    @property
-    def offered(self) -> bool:
-        """Whether its paths come from a model folder, not from a client, who has not seen them whole."""
-        return self._offered
-
-    def as_offered(self) -> LoadRequest:
-        """The same, `offered`."""
-        self._offered = True
+    def as_offered(self, names: Mapping[str, str]) -> LoadRequest:
+        """The same, whose paths come from a model folder, not from a client, who is told these names."""
+        self._names = names
         return self
+
+    def told(self, text: str) -> str:
+        """A text as whoever sent the request may read it."""
+        return told(text, self._names)
 
     @property
     def config(self) -> InferenceConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import escape
@@ -11,9 +10,10 @@ from typing import Any
 
 from segserve.errors import SegserveError, printable
 from segserve.models.backends import CHECKPOINTS, is_file
-from segserve.models.card import Found, complete, is_visible, look_into
+from segserve.models.card import PATHS, Found, complete, is_visible, look_into
 from segserve.models.formats.mmengine_files import config_files
 from segserve.models.request import LoadRequest, parse_load_request
+from segserve.models.told import below, told, ways
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,11 @@ class Offer:
 
     Attributes:
         name: it is offered under this name.
-        shown_path, shown_config: of its files, from the model folder on.
+        shown_path, shown_config: of its files, from the model folder on; of others as its card names them.
         body: of its load request, with whole paths; what is known of it where the offer is no good.
         failure: why it cannot be loaded, as far as that is known without opening it.
         state: of its files; another one means that they changed.
+        names: as `told` takes them.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Offer:
     body: dict[str, Any]
     failure: SegserveError | None
     state: str
+    names: Mapping[str, str]
 
     def request(self, asked: LoadRequest | None = None) -> LoadRequest:
         """The request that loads it.
@@ -47,12 +49,12 @@ class Offer:
         if self.failure:
             raise self.failure
         if asked is None:
-            return parse_load_request(self.body).as_offered()
+            return parse_load_request(self.body).as_offered(self.names)
         config = {key: value for key, value in asked.inference_config.items() if value is not None}
         own = {key: self.body.get(key) for key in ("backend_type", "model_path", "config_path")}
         given = asked.model_dump(exclude_unset=True)
         merged = {**self.body.get("inference_config", {}), **config}
-        return parse_load_request({**self.body, **given, **own, "inference_config": merged}).as_offered()
+        return parse_load_request({**self.body, **given, **own, "inference_config": merged}).as_offered(self.names)
 
 
 @dataclass(frozen=True)
@@ -116,25 +118,20 @@ def look_at(folders: Sequence[Path]) -> tuple[list[tuple[Path, Offer]], list[str
     return found, notes
 
 
-def ways(folders: Sequence[Path]) -> tuple[str, ...]:
-    """How paths into the folders begin, links followed or not; for `below`."""
-    spelt = {f"{way}{os.sep}" for folder in folders for way in (folder.absolute(), folder.resolve())}
-    return tuple(sorted(spelt, key=len, reverse=True))
-
-
-def below(text: str, beginnings: Sequence[str]) -> str:
-    """A text in which paths into folders begin behind them, as whoever cannot see the folders may read it."""
-    for beginning in beginnings:
-        text = text.replace(beginning, "")
-    return text
-
-
 def _offer(found: Found, beginnings: Sequence[str]) -> Offer:
-    body, failure = complete(found)
+    body, failure, spelled = complete(found)
+    places = {body[key] for key in PATHS if key in body} | spelled.keys()
+    names = {place: _shown(place, spelled, beginnings) for place in places}
     if failure:
-        failure = SegserveError(below(failure.message, beginnings), status=failure.status)
-    path, config = (printable(below(str(body.get(key, "")), beginnings)) for key in ("model_path", "config_path"))
-    return Offer(printable(str(body["name"])), path, config or None, body, failure, _state(found, body))
+        failure = SegserveError(told(below(failure.message, beginnings), names), status=failure.status)
+    path, config = names[body["model_path"]], names.get(body.get("config_path", ""))
+    return Offer(printable(str(body["name"])), path, config, body, failure, _state(found, body), names)
+
+
+def _shown(place: str, spelled: Mapping[str, str], beginnings: Sequence[str]) -> str:
+    """A file as clients may read of it: from the model folder on, or as the card has it."""
+    inside = below(place, beginnings)
+    return printable(inside if inside != place else spelled.get(place, place))
 
 
 def _state(found: Found, body: Mapping[str, Any]) -> str:

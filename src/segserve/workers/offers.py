@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from segserve.errors import SegserveError, UnavailableError
-from segserve.models.shelf import Offer, Shelf, below, ways
+from segserve.models.shelf import Offer, Shelf
 from segserve.settings import Settings
 from segserve.workers.loaded import LoadedModel
 from segserve.workers.supervisor import UNLOAD_SECONDS, Supervisor
@@ -52,7 +52,6 @@ class Offers:
     def __init__(self, supervisor: Supervisor, settings: Settings) -> None:
         self._supervisor = supervisor
         self._shelf = Shelf(settings.model_dir)
-        self._ways = ways(settings.model_dir)
         self._preloaded = settings.preloaded
         self._standings: dict[str, Standing] = {}
         self._unwanted: set[str] = set()
@@ -131,10 +130,6 @@ class Offers:
             return {}
         told: dict[str, Any] = {"loading": True} if standing.loading else {}
         return {**told, "error": standing.failure.message} if standing.failure else told
-
-    def shown(self, text: str) -> str:
-        """A text in which paths begin behind the model folders."""
-        return below(text, self._ways)
 
     def _named(self, named: str) -> Offer | None:
         for name, standing in self.here.items():

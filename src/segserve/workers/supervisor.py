@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from segserve.errors import MissingError, SegserveError, UnavailableError
 from segserve.logs import one_line
 from segserve.models.request import LoadRequest
-from segserve.models.shelf import below, ways
+from segserve.models.told import below, ways
 from segserve.settings import Settings
 from segserve.workers.loaded import LoadedModel
 from segserve.workers.placement import Placement
@@ -161,5 +161,7 @@ class Supervisor:
         try:
             return await self._starter.start(order, seconds)
         except SegserveError as error:
-            told = {**error.to_wire(), "message": below(error.message, self._ways)}
+            told = {**error.to_wire(), "message": request.told(below(error.message, self._ways))}
+            if told["message"] != error.message:  # the paths that clients may not read, the log's readers need
+                log.info("model %s: %s", request.name, error.message)
             raise SegserveError.from_wire(told) from None

@@ -109,12 +109,11 @@ class Door:
     def view(self, model: LoadedModel) -> dict[str, Any]:
         """A loaded model as the wire's MODEL: the protocol's six fields, then what is in force."""
         request = model.request
-        shown = self.offers.shown if request.offered else str
         return {
             "name": request.name,
             "backend_type": request.backend_type,
-            "model_path": shown(request.model_path),
-            "config_path": shown(request.config_path) if request.config_path else None,
+            "model_path": request.told(request.model_path),
+            "config_path": request.told(request.config_path) if request.config_path else None,
             "inference_config": request.inference_config,
             "loaded": True,
             **model.card,
