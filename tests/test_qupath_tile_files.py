@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -207,6 +208,35 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     served = start_server(tmp_path_factory.mktemp("busy") / "state", "--max-upload", "64MiB")
     yield served
     served.stop()
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a file"])
+def test_a_folder_that_goes_away_before_its_map_comes(busy: Served, tmp_path: Path, instead: str) -> None:
+    model, client, maps = pixel_classifier(tmp_path / "going"), TileClient(busy.url), tmp_path / "maps"
+    body = json_request(model, {"t": png_url(picture())}, output_dir=str(maps))
+    client.run_pixel_inference(body)
+    held = [process for process in busy.workers() if "going" in process.cmdline()]
+    assert held
+    with ThreadPoolExecutor(1) as pool:
+        for process in held:
+            process.suspend()
+        try:
+            asked = pool.submit(client.post_json, "/pixel", body)
+            wait_until(lambda: "segserve_tile_waiting_bytes 0.0" not in busy.get("/metrics").text, 20, "never asked")
+            shutil.rmtree(maps)
+            if instead == "a file":
+                maps.write_text("canary")
+        finally:
+            for process in held:
+                process.resume()
+        answer = asked.result(60)
+    if instead == "a file":
+        sentence = refused(answer, 400)
+        assert all(word in sentence for word in ("tile t ", "t.bin", "output_dir"))
+        assert maps.read_text() == "canary"
+    else:
+        assert answer.status_code == 200, answer.text
+        np.testing.assert_allclose(read_map(maps / "t.bin", CLASSES, 20, 30), pixel_answer(picture()), atol=1e-5)
 
 
 def test_sixteen_threads_on_one_cold_model(busy: Served, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segserve.errors import BadInputError
-from segserve.tiles.maps import classes, means, probabilities, write_map
+from segserve.tiles.maps import classes, deliver_map, means, probabilities, write_map
 from segserve.tiles.prepare import Prepared, prepare
 from segserve.tiles.recipe import Needs, Recipe
 
@@ -158,6 +158,8 @@ def test_a_write_that_stops_half_way_leaves_what_was_there(tmp_path: Path) -> No
     try:
         with pytest.raises(OSError, match=r"[Ff]ile too large") as caught:
             write_map(path, np.ones((3, 256, 256), np.float32))
+        with pytest.raises(BadInputError, match=r"tile t .* 0\.bin in output_dir: File too large"):
+            deliver_map(path, np.ones((3, 256, 256), np.float32), "t")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.errno == errno.EFBIG  # kept, as that of a full disk is

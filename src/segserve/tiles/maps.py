@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segserve.errors import BadInputError
+from segserve.errors import BadInputError, is_disk_full
 from segserve.tiles.prepare import Prepared
 
 MOST_CLASSES = 2**8
@@ -75,6 +75,35 @@ def classes(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
 def means(probabilities: NDArray[np.float32]) -> list[float]:
     """The spatial mean of each class of (K, H, W) probabilities."""
     return [float(plane.mean(dtype=np.float64)) for plane in probabilities]
+
+
+def deliver_map(path: Path, values: NDArray[Any], name: str) -> None:
+    """Write the map of tile `name` where its client wants it; see `write_map`.
+
+    Raises:
+        BadInputError: it cannot be written there, and why.
+        OSError: the disk is full.
+    """
+    try:
+        write_map(path, values)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        _deliver_again(path, values, name)
+
+
+def _deliver_again(path: Path, values: NDArray[Any], name: str) -> None:
+    """The folder was there when the request came, but viewers clear theirs away when they like."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_map(path, values)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise BadInputError(
+            f"The map of tile {name} cannot be written to {path.name} in output_dir: {error.strerror}. Close whatever "
+            "has that file open, or name another folder."
+        ) from None
 
 
 def write_map(path: Path, values: NDArray[Any]) -> None:

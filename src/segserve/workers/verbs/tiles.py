@@ -20,7 +20,7 @@ from segserve.engines.candidates import Wish
 from segserve.tiles.batch import unless_abandoned
 from segserve.tiles.header import check_tile
 from segserve.tiles.io import read_header, read_image
-from segserve.tiles.maps import classes, means, write_map
+from segserve.tiles.maps import classes, deliver_map, means
 from segserve.tiles.model import TileModel
 from segserve.tiles.recipe import Recipe
 from segserve.workers.verbs.base import Cancelled, Request
@@ -127,7 +127,7 @@ class _Job:
         values = classes(found) if self.want == "classes" else found
         target = self._request.outputs.get(str(index))
         if target:
-            write_map(target, values)
+            deliver_map(target, values, tile.name)
         return _Done(list(values.shape), [], values if self._inline else None)
 
     def collected(self, futures: list[Future[_Done]]) -> Iterator[_Done]:
