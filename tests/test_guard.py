@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import stat
 import sys
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from tests.fake_house import make_house
 from tests.serving import Served, start_server
 from tests.small_networks import error_of, threshold_network
 
@@ -188,6 +190,41 @@ def test_allow_from_lets_its_addresses_in_without_a_key(tmp_path: Path) -> None:
         assert requests.get(local_url(served) + "/api/info", timeout=30).status_code == 200
     finally:
         served.stop()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+@pytest.mark.parametrize(
+    ("host", "origin", "key", "welcome"),
+    [
+        ("evil.example:8000", None, False, True),  # QuPath's, by whatever name
+        ("10.1.2.3:8000", "http://10.1.2.3:8000", False, True),
+        ("[fe80::1]:8000", "http://[fe80::1]:8000", False, True),
+        ("localhost:8000", "http://localhost:8000", False, True),
+        ("Segserve.example.:8000", "http://Segserve.example.:8000", False, True),
+        ("evil.example:8000", "http://evil.example:8000", True, True),
+        ("evil.example:8000", "http://evil.example:8000", False, False),
+        ("10.1.2.3.evil.example", "http://10.1.2.3.evil.example", False, False),
+        ("segserve.example.evil.example", "http://segserve.example.evil.example", False, False),
+        ("", "http://evil.example", False, False),
+        ("[", "http://[", False, False),
+    ],
+)
+def test_a_name_pointed_at_the_server_lets_no_page_in_without_a_key(
+    tmp_path: Path, method: str, host: str, origin: str | None, *, key: bool, welcome: bool
+) -> None:
+    (tmp_path / "key.txt").write_text("correct-horse-battery-staple")
+    hosts = ["0.0.0.0", "segserve.example"]
+    house = make_house(tmp_path, host=hosts, allow_from=["127.0.0.0/8"], api_key_file=tmp_path / "key.txt")
+    headers = {"Host": host, **({"Origin": origin} if origin else {})}
+    headers |= {"X-API-Key": "correct-horse-battery-staple"} if key else {}
+
+    async def story() -> None:
+        async with house.client() as client:
+            answer = await client.request(method, "/api/nothing", headers=headers)
+            assert answer.status_code == (404 if welcome else 403), answer.text
+            assert welcome or "may not use this server" in answer.json()["error"]
+
+    asyncio.run(story())
 
 
 def test_insecure_lets_everybody_in_with_a_warning(tmp_path: Path) -> None:

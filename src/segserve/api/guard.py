@@ -55,6 +55,12 @@ class Guard:
                 return None
             if not self._comes_from_friend(scope):
                 return 401, "This server needs its key: send it as X-API-Key, or as the user name in the server's URL."
+            # An outside name can be pointed at this server, and its page is then one of "our own".
+            if "origin" in headers and not self._is_own(_hostname(headers.get("host", ""))):
+                return 403, (
+                    f"A web page of {headers['origin']!r} may not use this server without its key: "
+                    f"open the page by the server's IP address, or send the key."
+                )
         elif not is_loopback(_hostname(headers.get("host", ""))):
             return 403, f"This server answers only to local names, not to {headers.get('host', '')!r}."
         if scope["method"] not in SAFE_METHODS and not _same_site(headers):
@@ -65,6 +71,14 @@ class Guard:
         """Off loopback; when a key file was named; and wherever another launcher bound us to an outside address."""
         address = (scope.get("server") or ("localhost", None))[0]
         return self._settings.off_loopback or self._settings.api_key_file is not None or not is_loopback(address)
+
+    def _is_own(self, name: str) -> bool:
+        """Whether a name can only mean this server: an address, a name of this machine, or one of `host`."""
+        try:
+            ip_address(name)
+        except ValueError:
+            return is_loopback(name) or _plain(name) in map(_plain, self._settings.host)
+        return True
 
     def _has_key(self, headers: Headers) -> bool:
         key = self._key().encode()
@@ -92,6 +106,10 @@ def _sent_keys(headers: Headers) -> list[str]:
         except ValueError:  # not base64, or not text
             log.debug("unreadable Basic credentials")
     return [key for key in keys if key]
+
+
+def _plain(name: str) -> str:
+    return name.lower().rstrip(".")
 
 
 def _hostname(netloc: str) -> str:
