@@ -27,6 +27,15 @@ def pixel_classifier(folder: Path, *, shift: float = 0.0, **metadata: Any) -> Pa
     return _save(folder, nodes, {"weight": WEIGHT.reshape(3, 3, 1, 1), "bias": bias}, metadata)
 
 
+def telling_network(folder: Path, says: Mapping[str, Any], *, channels: int = 3) -> Path:
+    """A file alone, whose network looks at one pixel at a time and says of itself what a training here lets it say."""
+    weight = np.concatenate([WEIGHT, -0.7 * WEIGHT], axis=1)[:, :channels, None, None]
+    nodes = [helper.make_node("Conv", ["input", "weight", "bias"], ["output"])]
+    _save(folder, nodes, {"weight": weight, "bias": BIAS}, {}, channels=channels, says=says)
+    (folder / "metadata.json").unlink()
+    return folder / "model.onnx"
+
+
 def neighbour_classifier(folder: Path, **metadata: Any) -> Path:
     """A folder whose network weighs each pixel with its left neighbour, which the image's border lacks."""
     weight = np.zeros((3, 3, 3, 3), np.float32)
@@ -140,16 +149,24 @@ def _weighed(values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.einsum("kc,hwc->khw", WEIGHT, values) + BIAS[:, None, None])
 
 
-def _save(folder: Path, nodes: Sequence[Any], weights: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> Path:
-    axes = ["n", 3, "h", "w"]
+def _save(
+    folder: Path,
+    nodes: Sequence[Any],
+    weights: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, Any],
+    *,
+    channels: int = 3,
+    says: Mapping[str, Any] | None = None,
+) -> Path:
     graph = helper.make_graph(
         list(nodes),
         "tiles",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, axes)],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, axes)],
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", channels, "h", "w"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", CLASSES, "h", "w"])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in (says or {}).items()})
     onnx.checker.check_model(model)
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(model, folder / "model.onnx")

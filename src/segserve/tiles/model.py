@@ -18,7 +18,7 @@ from segserve.engines.trial import trial_batches
 from segserve.engines.verdict import Choice, Trial
 from segserve.models.classifiers import read_metadata
 from segserve.models.formats.onnx import model_files
-from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, own_metadata, trial_shape
+from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, trial_shape, whole_metadata
 from segserve.tiles.batch import Batcher, Limits, shareable
 from segserve.tiles.maps import probabilities
 from segserve.tiles.prepare import Prepared, padded_more, prepare
@@ -62,7 +62,7 @@ class TileModel:
             MissingExtraError: the engine asked for is not installed.
         """
         file = open_tile_onnx(path)
-        metadata = own_metadata(file) | (read_metadata(path.parent) or {})
+        metadata = whole_metadata(file, read_metadata(path.parent) or {})
         shape = trial_shape(file)
 
         def check(logits: NDArray[np.float32]) -> str:

@@ -66,15 +66,16 @@ def _keep(classifiers: ClassifierStore, file: Path, name: str, found: dict[str, 
     folder = file.parent / "model"
     folder.mkdir()
     shutil.move(file, folder / NETWORK_FILE)
-    metadata = {
+    metadata: dict[str, Any] = {
         "name": name,
         "architecture": {"type": "custom_onnx"},
         "source": "uploaded",
-        "input_config": {"num_channels": found["channels"]},
         "classes": [
             {"index": index, "name": f"Class {index}", "color": "#808080"} for index in range(found["classes"])
         ],
     }
+    if found["channels"]:
+        metadata["input_config"] = {"num_channels": found["channels"]}
     return classifiers.add(folder, metadata).id
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,30 @@ def open_tile_onnx(path: Path) -> OnnxFile:
 
 
 def own_metadata(file: OnnxFile) -> dict[str, Any]:
-    """What a network that was trained here says of itself, as its `metadata.json` did; what is no JSON is left out.
-
-    A viewer that copies a classifier rewrites that file and keeps only what it knows.
-    """
+    """What a network that was trained here says of itself, as its `metadata.json` did; what is no JSON is left out."""
     found: dict[str, Any] = {}
     for key, text in file.texts.items():
         with suppress(ValueError, RecursionError):
             found[key] = json.loads(text)
     return found
+
+
+def whole_metadata(file: OnnxFile, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is known of a network.
+
+    A viewer that copies a classifier rewrites its `metadata.json` and keeps only what it knows.
+
+    Args:
+        file: what it says of itself counts where the other is silent, key by key in objects too.
+        beside: the content of `metadata.json`.
+    """
+    own = own_metadata(file)
+    joined = {
+        key: {**own[key], **value}
+        for key, value in beside.items()
+        if isinstance(value, Mapping) and isinstance(own.get(key), dict)
+    }
+    return {**own, **beside, **joined}
 
 
 def trial_shape(file: OnnxFile) -> tuple[int, int, int, int]:
@@ -70,7 +86,8 @@ def describe(path: Path) -> dict[str, Any]:
     """What a tile network is like, found by running it once.
 
     Returns:
-        `channels` of its input and `classes` of its output.
+        `channels` of its input, None where it takes any number or says itself what they are, and `classes` of its
+        output.
 
     Raises:
         BadInputError: the file is no ONNX network, or none that maps tiles to classes.
@@ -78,4 +95,5 @@ def describe(path: Path) -> dict[str, Any]:
     file = open_tile_onnx(path)
     trial = trial_shape(file)
     output = OpenVINOEngine(file.network())(np.zeros(trial, np.float32))
-    return {"channels": trial[1], "classes": check_output(trial, output.shape)}
+    says = own_metadata(file).keys() & {"architecture", "input_config"}
+    return {"channels": None if says else file.input.shape[1], "classes": check_output(trial, output.shape)}
