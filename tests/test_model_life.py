@@ -240,7 +240,7 @@ def test_names_that_could_not_be_loaded_leave_nothing_behind(house: House) -> No
 
     def locks() -> int:
         gc.collect()
-        return sum(isinstance(one, asyncio.Lock) for one in gc.get_objects())
+        return sum(type(one) is asyncio.Lock for one in gc.get_objects())
 
     async def story() -> None:
         house.placement.before_cpu = refuse

@@ -169,7 +169,9 @@ def test_killing_the_process_under_load_fails_no_tile(own_server: Served, shifte
                 process.kill()
         answers = [future.result() for future in asked]
     refused = [answer for answer in answers if answer.status_code != 200]
-    assert all(answer.status_code == 503 and "twice" in answer.json()["detail"] for answer in refused)
+    assert [
+        answer.text for answer in refused if answer.status_code != 503 or "twice" not in answer.json()["detail"]
+    ] == []
     assert len(refused) <= 16
     assert first_pixel(ask(own_server, model))[0] == pytest.approx(likelihood(2), abs=1e-5)
     wait_until(lambda: not own_server.spool_files(), 10)
