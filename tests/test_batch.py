@@ -131,14 +131,12 @@ def test_who_has_gone_is_not_computed_for(pool: ThreadPoolExecutor) -> None:
     assert len(setting.gate.seen) == 2
 
 
-def test_a_failing_batch_is_told_to_all_in_it_and_to_nobody_else(pool: ThreadPoolExecutor) -> None:
+def test_a_tile_that_fails_is_told_so_and_the_others_of_its_batch_are_computed(pool: ThreadPoolExecutor) -> None:
     setting = Setting(Limits(2, 10**6), pool)
     first = setting.first()
-    failing = [setting.ask(-1), setting.ask(1)]
-    after = setting.ask(2)
-    through(setting, 3)
-    assert first.result(10)[0, 0, 0] == 1
-    for future in failing:
-        with pytest.raises(EngineError, match="below zero"):
-            future.result(10)
-    assert after.result(10)[0, 0, 0] == 3
+    failing, beside, after = setting.ask(-1), setting.ask(1), setting.ask(2)
+    through(setting, 5)  # the first, the two together, each of them alone, the last
+    with pytest.raises(EngineError, match="below zero"):
+        failing.result(10)
+    assert [future.result(10)[0, 0, 0] for future in (first, beside, after)] == [1, 2, 3]
+    assert [shape[0] for shape in setting.gate.seen] == [1, 2, 1, 1, 1]

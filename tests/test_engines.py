@@ -22,6 +22,7 @@ from segserve.engines.candidates import Candidate, Wish
 from segserve.engines.verdict import Choice, Trial, Verdict
 from segserve.errors import BadInputError, MissingExtraError
 from tests import networks
+from tests.tile_networks import coarse_classifier
 
 Array = NDArray[np.float32]
 EXACT = [Candidate("openvino", "cpu", "float32"), Candidate("onnxruntime", "cpu", "float32")]
@@ -31,8 +32,8 @@ FLOAT32 = np.dtype(np.float32)
 
 @pytest.fixture(params=EXACT, ids=str)
 def started(request: pytest.FixtureRequest) -> Callable[..., Engine]:
-    def start(path: Path, dtype: str = "float32", output: int = 0) -> Engine:
-        return candidates.start(request.param, OnnxNetwork(path, np.dtype(dtype), output))
+    def start(path: Path, dtype: str = "float32", output: int = 0, *, changing: bool = False) -> Engine:
+        return candidates.start(request.param, OnnxNetwork(path, np.dtype(dtype), output, changing))
 
     return start
 
@@ -84,6 +85,16 @@ class TestEveryOnnxEngine:
             engine(np.zeros((1, 2, 4, 4, 4), np.float32))
         good = np.zeros((1, 1, 4, 4, 4), np.float32)
         assert engine(good).shape == (1, 3, 4, 4, 4)
+
+    def test_a_failure_changes_no_answer_after_it(self, started: Callable[..., Engine], tmp_path: Path) -> None:
+        path = coarse_classifier(tmp_path / "coarse") / "model.onnx"
+        engine = started(path, changing=True)
+        for seed in range(3):
+            fine = np.random.default_rng(seed).random((1, 3, 64, 64), np.float32)
+            np.testing.assert_allclose(engine(fine), directly(path, fine), atol=1e-4)
+            for shape in [(1, 3, 33, 257), (1, 3, 100, 90)][:seed]:
+                with pytest.raises(EngineError):
+                    engine(np.zeros(shape, np.float32))
 
 
 @pytest.fixture(params=[TORCH, EXACT[0]], ids=str)

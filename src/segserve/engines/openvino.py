@@ -61,6 +61,8 @@ class OpenVINOEngine:
         try:
             self._request.infer([batch.astype(self._dtype, copy=False)], share_inputs=True, share_outputs=True)
         except RuntimeError as error:
+            # What is compiled remembers shapes from before the failure: it fails again, or gives its last answer again.
+            self._request = None
             raise EngineError(f"The network failed while running: {reason_of(error)}") from error
         output: NDArray[np.floating] = self._request.get_output_tensor(0).data
         return output.astype(np.float32, copy=False)
