@@ -32,7 +32,7 @@ from tests.tile_networks import pixel_classifier
 
 MiB = 2**20
 ROOM = 200 * MiB
-SECONDS = 20
+SECONDS = 40
 NAME = "bombs"
 PIXELS = "bombed-pixels"
 STORED = volumes.distinct((8, 7, 6))

@@ -31,14 +31,14 @@ WITH_CONTEXT = {"type": "unet", "input_channels": 3, "context_scale": 4}
 @pytest.mark.parametrize(
     ("says", "channels"),
     [
-        ({}, 3),
-        (TRAINED, 3),
+        pytest.param({}, 3, marks=pytest.mark.slow),
+        pytest.param(TRAINED, 3, marks=pytest.mark.slow),
         ({**TRAINED, "input_config": {"num_channels": 3}}, 3),
         ({"channel_config": {"normalization_strategy": "Z_SCORE"}, "normalization_stats": STATS}, 3),
         ({**TRAINED, "architecture": WITH_CONTEXT, "normalization_stats": 2 * STATS}, 6),
-        ({"architecture": WITH_CONTEXT}, 6),
-        ({"architecture": {"context_scale": 4}, "input_config": None}, 6),
-        ({"architecture": "unet", "input_config": [3]}, 6),
+        pytest.param({"architecture": WITH_CONTEXT}, 6, marks=pytest.mark.slow),
+        pytest.param({"architecture": {"context_scale": 4}, "input_config": None}, 6, marks=pytest.mark.slow),
+        pytest.param({"architecture": "unet", "input_config": [3]}, 6, marks=pytest.mark.slow),
     ],
 )
 def test_the_same_maps_by_path_and_uploaded(

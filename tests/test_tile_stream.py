@@ -41,7 +41,7 @@ def pieces(body: bytes, step: int) -> Iterator[bytes]:
     return (body[start : start + step] for start in range(0, len(body), step))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(tiles=TILES, rest=st.dictionaries(TEXT.filter(lambda key: key != "tiles"), VALUES), step=st.integers(1, 100))
 def test_what_comes_out_is_what_went_in(tiles: list[dict[str, Any]], rest: dict[str, Any], step: int) -> None:
     images = {index: tile["data"] for index, tile in enumerate(tiles) if isinstance(tile["data"], bytes)}
@@ -116,7 +116,7 @@ def test_what_is_no_json_is_told(tmp_path: Path, body: bytes) -> None:
         taken(body, tmp_path).finish()
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(
     body=st.binary(max_size=60) | st.text(alphabet='{}[]",:0e-tiles.da\\u', max_size=60).map(str.encode),
     step=st.integers(1, 60),
