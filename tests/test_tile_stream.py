@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -93,6 +95,18 @@ def test_a_url_without_an_image_stays(tmp_path: Path, url: str) -> None:
 def test_what_would_fill_the_memory_is_refused_while_it_arrives(tmp_path: Path, body: bytes, words: str) -> None:
     with pytest.raises(TooLargeError, match=words):
         taken(body, tmp_path)
+
+
+@pytest.mark.parametrize("body", [b'{"tiles": [{"data": "data:,YWFh"}]}', b'{"tiles": [}'])
+def test_nothing_of_a_body_outlives_it(tmp_path: Path, body: bytes) -> None:
+    stream = TileStream(tmp_path)
+    with suppress(NotJsonError):
+        stream.write(body)
+        stream.finish()
+    found = weakref.ref(stream._found)
+    del stream
+    gc.collect()
+    assert found() is None
 
 
 def test_nesting_has_an_end(tmp_path: Path) -> None:

@@ -30,21 +30,19 @@ class TileStream:
 
     Attributes:
         size: bytes taken.
-        images: the files that hold the data URLs, by the place of their tile.
     """
 
     def __init__(self, folder: Path, most: int = LARGEST_JSON) -> None:
         """Nothing taken yet; `folder` gets the images, and what is said besides them may have `most` bytes."""
         self.size = 0
-        self.images: dict[int, Path] = {}
-        self._folder = folder
-        self._most = most
-        self._rest = ijson.ObjectBuilder()
-        self._cost = self._silence = 0
-        self._tile = -1
-        # Of every value that is open the key that was read last; None in an array.
-        self._keys: list[str | None] = []
-        self._parser = ijson.basic_parse_coro(self, use_float=True)
+        self._found = _Found(folder, most)
+        # The parser holds what it tells, and nothing that it tells may hold the parser: such rings are never freed.
+        self._parser = ijson.basic_parse_coro(self._found, use_float=True)
+
+    @property
+    def images(self) -> dict[int, Path]:
+        """The files that hold the data URLs, by the place of their tile."""
+        return self._found.images
 
     def write(self, piece: bytes) -> None:
         """Take the next piece.
@@ -57,8 +55,8 @@ class TileStream:
         if not piece:
             return
         self.size += len(piece)
-        self._silence += len(piece)
-        if self._silence > LARGEST_TILE:
+        self._found.silence += len(piece)
+        if self._found.silence > LARGEST_TILE:
             raise TooLargeError(
                 f"The data of one tile is over {human_bytes(LARGEST_TILE)}: send it as a path, or in binary form."
             )
@@ -67,9 +65,42 @@ class TileStream:
         except (ijson.JSONError, ValueError) as error:
             raise NotJsonError(_reason(error)) from None
 
+    def finish(self) -> bytes:
+        """The body without the images, when all of it was taken; where one was, the data is a URL without data.
+
+        Raises:
+            NotJsonError: it is cut short.
+        """
+        try:
+            self._parser.close()
+        except (ijson.JSONError, ValueError) as error:
+            raise NotJsonError(_reason(error)) from None
+        return json.dumps(self._found.rest.value).encode()
+
+
+class _Found:
+    """What the parser has found so far.
+
+    Attributes:
+        images: see `TileStream`.
+        rest: builds what is said besides them.
+        silence: bytes since it found something.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.images: dict[int, Path] = {}
+        self.rest = ijson.ObjectBuilder()
+        self.silence = 0
+        self._folder = folder
+        self._most = most
+        self._cost = 0
+        self._tile = -1
+        # Of every value that is open the key that was read last; None in an array.
+        self._keys: list[str | None] = []
+
     def send(self, told: tuple[str, Any]) -> None:
         """Take what the parser has found, before it goes on: a kind of event and its value."""
-        self._silence = 0
+        self.silence = 0
         event, value = told
         if event in {MAP, ARRAY}:
             self._open(event)
@@ -84,19 +115,7 @@ class TileStream:
             raise TooLargeError(
                 f"The request says more than {human_bytes(self._most)} besides its images: send fewer tiles."
             )
-        self._rest.event(event, value)
-
-    def finish(self) -> bytes:
-        """The body without the images, when all of it was taken; where one was, the data is a URL without data.
-
-        Raises:
-            NotJsonError: it is cut short.
-        """
-        try:
-            self._parser.close()
-        except (ijson.JSONError, ValueError) as error:
-            raise NotJsonError(_reason(error)) from None
-        return json.dumps(self._rest.value).encode()
+        self.rest.event(event, value)
 
     def _open(self, event: str) -> None:
         if self._keys == ["tiles"] and event == ARRAY:
