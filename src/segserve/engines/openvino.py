@@ -65,6 +65,10 @@ class OpenVINOEngine:
             self._request = None
             raise EngineError(f"The network failed while running: {reason_of(error)}") from error
         output: NDArray[np.floating] = self._request.get_output_tensor(0).data
+        if self._changing and output.shape[2:] != batch.shape[2:]:
+            # On one core it can fail without saying so, and leaves the answer before in place.
+            output = output.copy()
+            self._request = None
         return output.astype(np.float32, copy=False)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
