@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +88,14 @@ class House:
         call = self.models.classify(str(self.folder / name), TileWish(), Call("classify", {}), size=1)
         return asyncio.create_task(call)
 
+    async def serve_first(self) -> Path:
+        """Have the network of the first process written, loaded and used once."""
+        network = self.write(b"first")
+        first = self.ask()
+        (await self.process(0)).may_load.set()
+        assert (await first)["content"] == b"first"
+        return network
+
     async def process(self, number: int) -> Slow:
         """The process that is the so many-th, once it has read its network."""
         started = self.machine.started
@@ -96,17 +103,10 @@ class House:
         return started[number]
 
 
-def told(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(story())
-
-
 def test_a_file_that_changes_while_its_successor_loads_leaves_one_process(tmp_path: Path) -> None:
     async def story() -> None:
         house = House(tmp_path)
-        house.write(b"first")
-        first = house.ask()
-        (await house.process(0)).may_load.set()
-        assert (await first)["content"] == b"first"
+        await house.serve_first()
         house.write(b"the second")
         second = house.ask()
         await house.process(1)
@@ -124,16 +124,13 @@ def test_a_file_that_changes_while_its_successor_loads_leaves_one_process(tmp_pa
         await house.models.close()
         assert not any(process.alive for process in house.machine.started)
 
-    told(story)
+    asyncio.run(story())
 
 
 def test_a_successor_that_was_killed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         house = House(tmp_path)
-        house.write(b"first")
-        first = house.ask()
-        (await house.process(0)).may_load.set()
-        await first
+        await house.serve_first()
         house.write(b"the second")
         second = house.ask()
         killed = await house.process(1)
@@ -147,7 +144,7 @@ def test_a_successor_that_was_killed_is_tried_again(tmp_path: Path, monkeypatch:
         assert (await third)["content"] == b"the second"
         await house.models.close()
 
-    told(story)
+    asyncio.run(story())
 
 
 def test_a_successor_that_its_file_has_ended_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,10 +152,7 @@ def test_a_successor_that_its_file_has_ended_is_not(tmp_path: Path, monkeypatch:
 
     async def story() -> None:
         house = House(tmp_path)
-        house.write(b"first")
-        first = house.ask()
-        (await house.process(0)).may_load.set()
-        await first
+        await house.serve_first()
         house.write(b"harmful")
         second = house.ask()
         await (await house.process(1)).stop()
@@ -167,7 +161,7 @@ def test_a_successor_that_its_file_has_ended_is_not(tmp_path: Path, monkeypatch:
         assert len(house.machine.started) == 2
         await house.models.close()
 
-    told(story)
+    asyncio.run(story())
 
 
 def test_no_more_processes_are_started_than_may_be(tmp_path: Path) -> None:
@@ -192,16 +186,13 @@ def test_no_more_processes_are_started_than_may_be(tmp_path: Path) -> None:
         await until(lambda: sum(process.alive for process in house.machine.started) == 2)
         await house.models.close()
 
-    told(story)
+    asyncio.run(story())
 
 
 def test_a_classifier_that_was_deleted_answers_no_more(tmp_path: Path) -> None:
     async def story() -> None:
         house = House(tmp_path)
-        network = house.write(b"first")
-        first = house.ask()
-        (await house.process(0)).may_load.set()
-        await first
+        network = await house.serve_first()
         network.unlink()
         assert (await house.ask())["content"] == b"first", "it may be being replaced"
         house.models.forget(network.parent)
@@ -210,7 +201,7 @@ def test_a_classifier_that_was_deleted_answers_no_more(tmp_path: Path) -> None:
         await until(lambda: not house.machine.started[0].alive)
         await house.models.close()
 
-    told(story)
+    asyncio.run(story())
 
 
 def test_tiles_whose_process_is_cleared_while_it_loads_are_computed_by_another(tmp_path: Path) -> None:
@@ -224,4 +215,4 @@ def test_tiles_whose_process_is_cleared_while_it_loads_are_computed_by_another(t
         assert (await asked)["content"] == b"first"
         await house.models.close()
 
-    told(story)
+    asyncio.run(story())

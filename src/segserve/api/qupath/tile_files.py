@@ -53,7 +53,7 @@ def check_ids(ids: Sequence[str]) -> None:
         if not SAFE_ID.fullmatch(identity) or RESERVED.fullmatch(identity):
             raise BadInputError(
                 f"The tile id {identity[:SHOWN]!r} cannot name a file everywhere: use at most 200 of the letters A-Z "
-                f"and a-z, digits, '_' and '-', behind it also '.' and spaces, and no name that Windows reserves."
+                f"and a-z, digits, '_' and '-', from the second on also '.' and spaces; no name that Windows reserves."
             )
 
 
