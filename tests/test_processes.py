@@ -325,6 +325,20 @@ def test_killed_server_leaves_nothing_and_the_next_start_works(
     assert_labels(started[-1].infer(scan.path, model_name="fine"), scan.labels)
 
 
+@pytest.mark.parametrize("last", [b'{"id":1,"verb":"network","body":{"a":"bb', b"nonsense\n"])
+def test_a_process_whose_server_dies_in_the_middle_of_a_message_sweeps_and_ends(tmp_path: Path, last: bytes) -> None:
+    left = tmp_path / "spool" / "image.nii.gz"
+    left.parent.mkdir()
+    left.write_bytes(b"a patient's")
+    command = [sys.executable, "-m", "segserve.workers.process", "--kind", "inspector", "--state-dir", str(tmp_path)]
+    worker = subprocess.Popen([*command, "--", "questions"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        worker.communicate(last, timeout=60)
+    finally:
+        worker.kill()
+    assert not left.exists()
+
+
 def test_sigterm_ends_everything_within_ten_seconds(busy: Served, endless: Path, background: Background) -> None:
     running = background.infer_endlessly(busy, endless)
     processes = busy.workers()

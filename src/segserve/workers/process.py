@@ -72,24 +72,31 @@ class Loop:
                 pool.submit(self._serve, self._waiting.get()).add_done_callback(_end_on_failure)
 
     def _read(self) -> None:
-        for line in iter(self._requests.readline, b""):
-            message = decode(line)
-            if "cancel" in message:
-                self._cancelled.add(message["cancel"])
-            elif "tell" in message:
-                self._told.add(message["tell"])
-            elif "ping" in message:
-                # Not here: whoever writes may wait for a server that is gone, and this thread is to notice that.
-                answer = {"id": message["ping"], "reply": {}}
-                threading.Thread(target=self._say, args=(answer,), name="ping", daemon=True).start()
-            else:
-                self._waiting.put(message)
-        # The server is gone, and what it kept of its requests, patients' images among them, is nobody's now.
-        self._gone = True
+        """Take in what the server says; once it is gone, and be it in the middle of a line, end this process."""
         try:
-            self._state.sweep()
+            while (line := self._requests.readline()).endswith(b"\n"):
+                self._hear(decode(line))
+        except Exception:  # whatever it is, nobody would hear the server any more
+            log.exception("the server's messages cannot be read")
         finally:
-            os._exit(0)
+            # The server is gone, and what it kept of its requests, patients' images among them, is nobody's now.
+            self._gone = True
+            try:
+                self._state.sweep()
+            finally:
+                os._exit(0)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "cancel" in message:
+            self._cancelled.add(message["cancel"])
+        elif "tell" in message:
+            self._told.add(message["tell"])
+        elif "ping" in message:
+            # Not here: whoever writes may wait for a server that is gone, and this thread is to notice that.
+            answer = {"id": message["ping"], "reply": {}}
+            threading.Thread(target=self._say, args=(answer,), name="ping", daemon=True).start()
+        else:
+            self._waiting.put(message)
 
     def _serve(self, message: dict[str, Any]) -> None:
         number = int(message["id"])
