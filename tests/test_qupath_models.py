@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 import requests
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.classifier_client import ClassifierClient, Json, get_string
-from tests.serving import Served, start_server
-from tests.tile_client import TileClient, json_request, picture, png_url
+from tests.serving import Served, start_server, wait_until
+from tests.tile_client import TileClient, json_request, okhttp_form, picture, png_url
 
 TRAVERSALS = ["../../../evil.onnx", "/tmp/evil.onnx", "..\\..\\evil.onnx", "C:\\evil.onnx", "CON.onnx", ".onnx"]
 
@@ -84,6 +88,20 @@ def models(client: ClassifierClient) -> dict[str, Json]:
 
 def upload(door: Served, name: str, content: bytes) -> requests.Response:
     return door.post("/api/v1/models/upload", files={"file": (name, content)})
+
+
+def hang_up_after_upload(door: Served, name: str, content: bytes) -> None:
+    """Send an upload whole, and go away before the answer once the server has all of it."""
+    body, kind = okhttp_form({"file": (name, content)})
+    address = urlsplit(door.url)
+    head = f"POST /api/v1/models/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n"
+    with socket.create_connection((address.hostname or "", address.port or 80), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: len(whole_uploads(door, content)) == 2, 20)
+
+
+def whole_uploads(door: Served, content: bytes) -> list[Path]:
+    return [path for path in door.spool_files() if path.stat().st_size == len(content)]
 
 
 def files_below(folder: Path) -> set[Path]:
@@ -236,3 +254,23 @@ def test_a_restart_lists_the_same_models(tmp_path: Path) -> None:
         second.stop()
     assert name in after
     assert after == before
+
+
+def test_who_hangs_up_while_another_upload_is_looked_at_leaves_nothing(door: Served, tmp_path: Path) -> None:
+    content = pixel_network(tmp_path / "any.onnx").read_bytes()
+    assert upload(door, "first.onnx", content).status_code == 200  # the process is up
+    before = set(models(ClassifierClient(door.url)))
+    (pid,) = door.pids_of("inspector")
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(upload, door, "held.onnx", content)
+            wait_until(lambda: len(whole_uploads(door, content)) == 1, 20)
+            hang_up_after_upload(door, "left.onnx", content)
+            wait_until(lambda: len(whole_uploads(door, content)) == 1, 20)
+            process.resume()
+            assert held.result().status_code == 200
+    finally:
+        process.resume()
+    assert len(set(models(ClassifierClient(door.url))) - before) == 1

@@ -90,7 +90,7 @@ def _hall(settings: Settings, state: StateDir, placement: Placement) -> Hall:
     weights_dir = str(settings.weights_dir.absolute()) if settings.weights_dir else None
     options = {"weights_dir": weights_dir, "data_memory": int(settings.data_memory)}
     runner = Runner(placement, book, classifiers, state, devices=training_devices(), options=options)
-    inspector, scanner = Inspector(placement, state.cache), Inspector(placement, state.cache)
+    inspector, scanner = (Inspector(placement, state.cache, max_waiting=settings.max_waiting) for _ in range(2))
     tiles = TileModels(placement, settings, classifiers)
     return Hall(settings, state, inspector, scanner, book, runner, classifiers, tiles, weights_dir)
 

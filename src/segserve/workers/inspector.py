@@ -24,15 +24,17 @@ VERSIONED = ("segserve", "torch", "segmentation-models-pytorch", "timm")
 class Inspector:
     """Asks its process, starting it when there is none; what only depends on library versions is asked once."""
 
-    def __init__(self, placement: Placement, cache: Path) -> None:
+    def __init__(self, placement: Placement, cache: Path, *, max_waiting: int) -> None:
         """Ask by way of a process.
 
         Args:
             placement: where it runs.
             cache: a folder for answers that stay true until a library changes.
+            max_waiting: questions that may wait while one is answered.
         """
         self._placement = placement
         self._cache = cache
+        self._max_waiting = max_waiting
         self._worker: Worker | None = None
         self._starting = asyncio.Lock()
         self._turn = asyncio.Lock()
@@ -40,11 +42,17 @@ class Inspector:
         self._idle: asyncio.TimerHandle | None = None
 
     async def ask(self, verb: str, body: dict[str, Any], *, inputs: dict[str, Path] | None = None) -> dict[str, Any]:
-        """Ask a question.
+        """Ask a question, after those that came before.
 
         Raises:
-            SegserveError: the answer is a refusal, or there is none (503).
+            SegserveError: the answer is a refusal, or there is none (503), or too many wait (503).
         """
+        if self._asking > self._max_waiting:
+            raise UnavailableError(
+                f"{self._max_waiting} requests wait already to have a network or data looked through (max_waiting): "
+                f"send this one again later.",
+                retry_after=10,
+            )
         call = Call(verb, body, inputs=inputs or {})
         self._asking += 1
         try:

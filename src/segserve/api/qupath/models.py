@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 
+from segserve.api.delivery import request_folder, unless_hung_up
 from segserve.api.qupath.hall import hall
 from segserve.api.uploads import form_schema, receive_form
 from segserve.errors import BadInputError
@@ -48,7 +49,7 @@ async def delete_model(request: Request, model_id: str) -> dict[str, Any]:
 async def upload_model(request: Request) -> dict[str, Any]:
     """Keep an ONNX network as a classifier, once it has been seen to run."""
     place = hall(request)
-    with place.state.scratch() as scratch:
+    async with request_folder(place.state) as scratch:
         form = await receive_form(
             request, scratch, file_parts=frozenset({"file"}), limit=int(place.settings.max_upload)
         )
@@ -57,7 +58,8 @@ async def upload_model(request: Request) -> dict[str, Any]:
         name = form.names.get("file", "")
         if not name.lower().endswith(".onnx"):
             raise BadInputError("Only ONNX files are supported")
-        found = await place.inspector.ask("tile_network", {}, inputs={"file": form.files["file"]})
+        question = place.inspector.ask("tile_network", {}, inputs={"file": form.files["file"]})
+        found = await unless_hung_up(request, question)
         stored = await asyncio.to_thread(_keep, place.classifiers, form.files["file"], _stem(name), found)
     return {"status": "success", "model_id": stored}
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from segserve.api.delivery import unless_hung_up
 from segserve.api.qupath.hall import Hall, hall
 from segserve.api.qupath.jobs import status, summary
 from segserve.api.qupath.schemas import ResumeRequest, TrainRequest
@@ -28,7 +29,7 @@ async def start_training(request: Request, body: TrainRequest) -> dict[str, Any]
     """Check everything that can be checked now, then queue a training; its record is on disk before the answer."""
     need_torch("Training")
     place, spec = hall(request), body.spec()
-    warnings = await _check(place, spec)
+    warnings = await unless_hung_up(request, _check(place, spec))
     job = await place.runner.submit(spec, warnings)
     return {"job_id": job.id, "status": "started", "warnings": job.warnings}
 
@@ -71,7 +72,7 @@ async def resume_training(
     job = place.runner.check_resumable(job_id)
     spec = changes.applied_to(job.spec)
     if changes.data_path:
-        await _check(place, spec, needs_weights=not job.has_checkpoint)
+        await unless_hung_up(request, _check(place, spec, needs_weights=not job.has_checkpoint))
     await place.runner.resume(job_id, spec)
     return {"status": "resuming", "job_id": job_id}
 
