@@ -59,6 +59,27 @@ def test_force_cpu_is_a_second_process_beside_the_first(house: House) -> None:
     asyncio.run(story())
 
 
+def test_what_waits_for_the_second_process_is_counted_too(house: House) -> None:
+    async def story() -> None:
+        async with house.client() as client:
+            await house.load(client)
+            may_answer = asyncio.Event()
+
+            async def before_answer() -> None:
+                await may_answer.wait()
+
+            house.placement.before_answer = before_answer
+            asked = [asyncio.create_task(infer(client, force_cpu)) for force_cpu in ("true", "true", "true", "")]
+            model = house.app.state.supervisor.models["a"]
+            await until(lambda: sum(one.waiting for one in model.family) == 2)
+            assert sum(one.busy for one in model.family) == 2
+            assert (model.waiting, model.busy) == (0, True)
+            may_answer.set()
+            assert {answer.status_code for answer in await asyncio.gather(*asked)} == {200}
+
+    asyncio.run(story())
+
+
 def test_force_cpu_changes_nothing_for_a_model_on_the_processor(house: House) -> None:
     async def story() -> None:
         async with house.client() as client:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -95,16 +97,33 @@ def test_not_ready_when_the_disk_is_nearly_full_or_the_server_shuts_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("segserve.api.ops.readiness.LEAST_FREE", 2**62)
-
-    async def ask() -> tuple[httpx.Response, httpx.Response]:
-        app = create_app(Settings(state_dir=tmp_path), StateDir(tmp_path))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-            async with app.router.lifespan_context(app):
-                full = await client.get("/readyz")
-            return full, await client.get("/readyz")
-
-    full, closing = asyncio.run(ask())
+    full, closing = asked_twice(tmp_path)
     (reason,) = full.json()["reasons"]
     assert re.fullmatch(r"The state directory's disk has only [\d.]+ \wiB left\.", reason)
     assert any(re.match(one, reason) for one in DOCUMENTED_REASONS)
     assert (closing.status_code, closing.json()["reasons"]) == (503, ["The server is shutting down."])
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "its disk is full"), (errno.EROFS, "it is read-only")])
+def test_not_ready_when_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: str
+) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    refused, _ = asked_twice(tmp_path)
+    assert refused.json()["reasons"] == [f"The state directory cannot be written: {told}."]
+
+
+def asked_twice(state_dir: Path) -> tuple[httpx.Response, httpx.Response]:
+    """What `/readyz` answers of a server in this process, while it serves and after it was shut down."""
+
+    async def ask() -> tuple[httpx.Response, httpx.Response]:
+        app = create_app(Settings(state_dir=state_dir), StateDir(state_dir))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+            async with app.router.lifespan_context(app):
+                serving = await client.get("/readyz")
+            return serving, await client.get("/readyz")
+
+    return asyncio.run(ask())

@@ -77,6 +77,11 @@ class LoadedModel:
         """Whether it serves a request now."""
         return self._turn.locked()
 
+    @property
+    def family(self) -> list[LoadedModel]:
+        """The model, its twin on the processor, and the model whose place it takes; each has a line of its own."""
+        return [self, *(one for part in self._parts for one in part.family)]
+
     async def on_cpu(self) -> LoadedModel:
         """The model on the processor: itself if it is there, else a twin that ends with it.
 

@@ -59,13 +59,13 @@ class Exposition:
             "segserve_model_waiting",
             "Requests that wait for a volume model.",
             "model",
-            {name: model.waiting for name, model in models.items()},
+            {name: sum(one.waiting for one in model.family) for name, model in models.items()},
         )
         yield _by(
             "segserve_model_busy",
-            "1 while a volume model serves a request.",
+            "Requests that a volume model is serving.",
             "model",
-            {name: int(model.busy) for name, model in models.items()},
+            {name: sum(one.busy for one in model.family) for name, model in models.items()},
         )
         yield _by(
             "segserve_classifier_requests",

@@ -9,7 +9,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from segserve.errors import human_bytes
+from segserve.errors import DiskFullError, ReadOnlyError, human_bytes
 from segserve.jobs.book import Book
 from segserve.state import StateDir
 from segserve.workers.placement.watched import WatchedPlacement
@@ -67,6 +67,10 @@ class Readiness:
             with self._state.scratch() as folder:
                 (folder / "probe").write_bytes(PROBE)
                 free = shutil.disk_usage(folder).free
+        except DiskFullError:
+            return "The state directory cannot be written: its disk is full."
+        except ReadOnlyError:
+            return "The state directory cannot be written: it is read-only."
         except OSError as error:
             return f"The state directory cannot be written: {error.strerror}."
         return f"The state directory's disk has only {human_bytes(free)} left." if free < LEAST_FREE else ""
