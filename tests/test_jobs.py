@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -12,6 +14,7 @@ from segserve.errors import BadInputError, SegserveError
 from segserve.jobs.record import Job
 from segserve.jobs.store import SqlJobStore
 from segserve.models.classifiers import ClassifierStore
+from segserve.workers.placement import Kind
 from tests.scripted_jobs import (
     METADATA,
     Script,
@@ -69,6 +72,37 @@ def test_a_dead_process_is_replaced_once_and_again_after_each_checkpoint(tmp_pat
             assert "stopped twice without getting further" in job.error
             assert "killed" in runner.folder(job.id).log.read_text()
             assert job.resumable
+
+    asyncio.run(story())
+
+
+def test_a_moment_without_processes_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a moment lasts seconds, and two failures in a row milliseconds: the whole queue would be lost to it."""
+    monkeypatch.setattr("segserve.jobs.runner.START_AGAIN_SECONDS", 0.02)
+
+    async def story() -> None:
+        async with running(tmp_path, completes) as (runner, _, processes):
+            start, refused = processes.start, 0
+
+            async def refuse(_label: str, _kind: Kind) -> NoReturn:
+                nonlocal refused
+                refused += 1
+                if refused % 2:
+                    raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+                raise RuntimeError("can't start new thread")
+
+            monkeypatch.setattr(processes, "start", refuse)
+            jobs = [await runner.submit(spec(), []) for _ in range(4)]
+            await until(lambda: refused >= 6)
+            await runner.pause(jobs[0].id)
+            await runner.cancel(jobs[1].id)
+            await until(lambda: jobs[2].warnings)
+            monkeypatch.setattr(processes, "start", start)
+            await until(lambda: all(job.state == "completed" for job in jobs[2:]))
+            assert [identity for identity, _ in processes.started] == [job.id for job in jobs[2:]]
+            assert [job.state for job in jobs[:2]] == ["paused", "cancelled"]
+            assert "temporarily unavailable" in " ".join(jobs[2].warnings)
+            assert not any(job.deaths for job in jobs)
 
     asyncio.run(story())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 
 PAUSE = "pause"
 MACHINE_TROUBLE = frozenset({503, 507})
+# Too many processes, open files or too little memory just now: nothing is wrong with the training or its folder.
+MOMENTARY = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class End:
         blameless: it failed for something that is wrong with the machine, not with the training.
     """
 
-    how: Literal["finished", "paused", "failed", "died"]
+    how: Literal["finished", "paused", "failed", "died", "not started"]
     reply: dict[str, Any]
     reason: str = ""
     log_end: str = ""
@@ -52,33 +55,30 @@ class Run:
         try:
             await self._book.in_thread(self.folder.prepare)
         except OSError as error:
-            trouble = disk_trouble(error)
-            return End("failed", {}, trouble.message if trouble else _cannot_write(error), blameless=True)
+            return _not_prepared(error)
         self._history = await self._book.in_thread(self.folder.history)
         if not self.job.has_checkpoint:
             self.job.latest = None  # it starts anew
-        call = Call(
-            "train",
-            body,
-            outputs={"model": self.folder.model, "checkpoint": self.folder.checkpoint},
-            scratch=self.folder.scratch,
-        )
         try:
             self._worker = await placement.start(f"training {self.job.id}", "training")
+        except (OSError, RuntimeError) as error:  # RuntimeError: of Python, whose threads are processes to the system
+            return _not_started(error)
+        return await self._life(self._worker, body)
+
+    async def _life(self, worker: Worker, body: dict[str, Any]) -> End:
+        outputs = {"model": self.folder.model, "checkpoint": self.folder.checkpoint}
+        try:
             if self._stopped:
-                await self._worker.stop()
+                await worker.stop()
             if self.job.pause_asked:
-                self._worker.tell(PAUSE)
-            reply = await self._worker.call(call, self._hear)
+                worker.tell(PAUSE)
+            reply = await worker.call(Call("train", body, outputs=outputs, scratch=self.folder.scratch), self._hear)
         except SegserveError as error:
             return End("failed", {}, error.message, blameless=error.status in MACHINE_TROUBLE)
         except WorkerDiedError as error:
             return await self._death(str(error))
-        except OSError as error:
-            return await self._death(f"no process could be started: {error.strerror}")
         finally:
-            if self._worker:
-                await asyncio.shield(self._worker.stop())
+            await asyncio.shield(worker.stop())
         return End("paused" if reply["outcome"] == "paused" else "finished", reply)
 
     def pause(self) -> None:
@@ -110,6 +110,12 @@ class Run:
             job.batch, job.batches, job.batch_loss = event["batch"], event["batches"], event["loss"]
             self._book.glimpsed(job)
             return
+        self._note(event)
+        self._book.changed(job)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Take in an event that changes the record."""
+        job, kind = self.job, event["kind"]
         if kind == "epoch":
             job.latest, job.batch = event["epoch"], 0
             # An epoch that was done after the last checkpoint of an earlier life is done again.
@@ -123,8 +129,17 @@ class Run:
                 job.warn(warning)
         elif kind == "checkpoint":
             job.note_checkpoint()
-        self._book.changed(job)
 
 
-def _cannot_write(error: OSError) -> str:
-    return f"The training's files cannot be written: {error.strerror}."
+def _not_started(error: OSError | RuntimeError) -> End:
+    why = (error.strerror if isinstance(error, OSError) else None) or error
+    reason = f"The server could not start this training's process when its turn came ({why}), and waited to try again."
+    return End("not started", {}, reason)
+
+
+def _not_prepared(error: OSError) -> End:
+    if error.errno in MOMENTARY:
+        return _not_started(error)
+    trouble = disk_trouble(error)
+    reason = trouble.message if trouble else f"The training's files cannot be written: {error.strerror}."
+    return End("failed", {}, reason, blameless=True)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
 CLOSE_SECONDS = 8.0  # and when the server stops
+START_AGAIN_SECONDS = 10.0  # after a process could not be started
 TURN_SECONDS = 0.001
 
 
@@ -192,6 +193,7 @@ class Runner:
     async def _train(self, run: Run) -> None:
         job = run.job
         logs.about_job(job.id)
+        rest = 0.0
         try:
             end = await run.to_end(
                 self._placement,
@@ -203,6 +205,7 @@ class Runner:
                     **self._options,
                 },
             )
+            rest = START_AGAIN_SECONDS if end.how == "not started" else 0.0
             await self._conclude(run, end)
         except Exception:
             log.exception("job %s", job.id)
@@ -212,10 +215,16 @@ class Runner:
             self._runs.pop(job.id, None)
             self._tasks.pop(job.id, None)
             self._cleared.discard(job.id)
-            self._free.append(run.device)
             self._book.in_background(run.folder.clear_work)
             self._book.changed(job)
-            self._serve_queue()
+            if rest:
+                asyncio.get_running_loop().call_later(rest, self._give_back, run.device)
+            else:
+                self._give_back(run.device)
+
+    def _give_back(self, device: str) -> None:
+        self._free.append(device)
+        self._serve_queue()
 
     async def _conclude(self, run: Run, end: End) -> None:
         job = run.job
@@ -231,6 +240,10 @@ class Runner:
             job.end("cancelled")
         elif end.how == "paused" or self._closing:
             job.stop("queued")  # unless a pause was asked for, it was the server's end: the next one goes on
+        elif end.how == "not started":
+            log.warning("job %s: %s", job.id, end.reason)
+            job.warn(end.reason)
+            job.stop("queued")
         else:
             job.count_death(end.reason, end.log_end)
             self._book.in_background(run.folder.append, [f"the training's process ended: {end.reason}"])
