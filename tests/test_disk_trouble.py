@@ -20,6 +20,7 @@ from segserve.training import checkpoint
 from segserve.training.events import CheckpointReady
 from segserve.workers.verbs.training import _Teller
 from tests.classifier_client import ClassifierClient, Json, captured_body
+from tests.datasets import write_dataset
 from tests.light_server import Phoenix
 from tests.serving import wait_until
 from tests.small_networks import assert_labels, error_of, save_volume, threshold_network
@@ -179,11 +180,56 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before_and_ends_nothing(
     with small_disk(kept.parent, "2m"):
         teller.tell(CheckpointReady({"small": torch.zeros(10)}))
         teller.tell(CheckpointReady({"large": torch.zeros(1_000_000)}))
-        assert heard == [{"kind": "checkpoint"}]
+        assert [event["kind"] for event in heard] == ["checkpoint", "trouble"]
+        assert "No space left on device" in heard[-1]["text"]
+        assert "Free some space" in heard[-1]["text"]
         assert [path.name for path in kept.parent.iterdir()] == ["checkpoint.pt"]
         assert set(torch.load(kept, weights_only=True)) == {"small"}
         teller.tell(CheckpointReady({"again": torch.zeros(10)}))
         assert set(torch.load(kept, weights_only=True)) == {"again"}
+        assert heard[2:] == [{"kind": "checkpoint"}]
+
+
+def test_a_pause_waits_until_its_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "not yet there" / "checkpoint.pt"
+    waited: list[float] = []
+    heard: list[Json] = []
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 3:
+            kept.parent.mkdir()
+
+    monkeypatch.setattr("segserve.workers.verbs.training.time.sleep", wait)
+    _Teller(heard.append, kept).tell(CheckpointReady({"weights": torch.ones(1)}, pausing=True))
+    assert len(waited) == 3
+    assert [event["kind"] for event in heard] == ["trouble", "checkpoint"]
+    assert "cannot pause yet" in heard[0]["text"]
+    assert set(torch.load(kept, weights_only=True)) == {"weights"}
+
+
+@pytest.mark.slow
+def test_a_pause_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A real training: it stays as it is while there is no room, and pauses when there is."""
+    data = write_dataset(tmp_path / "data", size=(32, 32), train=4, validation=2)
+    with small_disk(tmp_path / "state", "512m"):
+        phoenix = Phoenix(tmp_path, module="segserve")
+        client = ClassifierClient(phoenix.url)
+        job_id = client.start_training(captured_body(data, epochs=ENDLESS, backbone="mobilenet_v2"))
+        wait_until(lambda: client.status(job_id)["epoch"] >= 2, 60, "it never trained")
+        filler = fill(phoenix.state_dir)
+        client.pause_training(job_id)
+        wait_until(lambda: any("cannot pause yet" in text for text in client.status(job_id)["warnings"]), 30, "untold")
+        before = client.status(job_id)
+        assert before["status"] == "training"
+        filler.unlink()
+        is_in(client, job_id, "paused")
+        assert not client.status(job_id)["warnings"]
+        client.resume_training(job_id, epochs=before["epoch"] + 1)
+        is_in(client, job_id, "completed")
+        epochs = [entry["epoch"] for entry in client.read("GET", f"/train/{job_id}/history")["history"]]
+        assert epochs == list(range(1, before["epoch"] + 2))
+        phoenix.end()
 
 
 def test_never_more_than_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 
 import pytest
 
+from segserve.api.qupath.jobs import status
 from segserve.errors import DiskFullError
 from segserve.jobs import upkeep
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import Job
+from segserve.models.classifiers import ClassifierStore
 from tests.scripted_jobs import Process, completes, hangs, recorded, running, saves_and_hangs, spec, until
 
 
@@ -29,6 +31,30 @@ def test_a_training_that_found_no_room_can_be_resumed_without_a_checkpoint(tmp_p
             assert "Resume" in job.error
             await runner.resume(job.id, spec())
             await until(lambda: job.state == "completed")
+
+    asyncio.run(story())
+
+
+async def pauses_late(process: Process) -> dict[str, Any]:
+    await process.told.wait()
+    process.say("trouble", text="The training cannot pause yet.")
+    await asyncio.sleep(0.05)
+    process.save()
+    return {"outcome": "paused"}
+
+
+def test_the_trouble_of_a_checkpoint_is_a_warning_until_there_is_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, pauses_late) as (runner, _, _processes):
+            job = await runner.submit(spec(), ["The data are few."])
+            await runner.pause(job.id)
+            await until(lambda: job.trouble)
+            classifiers = ClassifierStore(tmp_path)
+            told = status(job, runner, classifiers)
+            assert told["status"] == "training"
+            assert told["warnings"] == ["The data are few.", "The training cannot pause yet."]
+            await until(lambda: job.state == "paused")
+            assert status(job, runner, classifiers)["warnings"] == ["The data are few."]
 
     asyncio.run(story())
 

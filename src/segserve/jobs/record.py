@@ -13,8 +13,9 @@ from segserve.training.spec import TrainingSpec
 State = Literal["queued", "training", "paused", "completed", "failed", "cancelled"]
 ENDED: frozenset[State] = frozenset({"completed", "failed", "cancelled"})
 MOST_DEATHS = 2
-# More than of its own deaths: a server dies of much that no training has to do with.
-MOST_OUTAGES = 3
+# More than it takes deaths of its own to fail: a server dies of much that no training has to do with.
+MANY_OUTAGES = 3
+OUTAGES_TOLD = "The server ended "
 TO_GO_ON = "Resume the training to go on."
 
 
@@ -35,6 +36,7 @@ class Job(BaseModel):
         blameless: it ended because memory was cleared or the disk was full: not of itself, nor because nobody wants it.
         deaths: of its process since its last checkpoint.
         outages: deaths of the server while it trained, since its last checkpoint.
+        trouble: why its process cannot write a checkpoint, and what to do; of the moment, not of the record.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -64,6 +66,7 @@ class Job(BaseModel):
     same_batches: bool = True
     deaths: int = 0
     outages: int = 0
+    trouble: str = Field(default="", exclude=True)
 
     @property
     def epoch(self) -> int:
@@ -113,7 +116,12 @@ class Job(BaseModel):
 
     def note_checkpoint(self) -> None:
         """There is a new checkpoint."""
-        self.has_checkpoint, self.same_batches, self.deaths, self.outages = True, True, 0, 0
+        self.has_checkpoint, self.same_batches, self.deaths, self.outages, self.trouble = True, True, 0, 0, ""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what ends the server: that keeps happening while it trains, and it gets no further."""
+        return self.outages >= MANY_OUTAGES
 
     def stop(self, otherwise: State) -> None:
         """Its process is gone before the end: it is paused if that was asked for, or else in another state."""
@@ -127,19 +135,19 @@ class Job(BaseModel):
         else:
             self.fail(f"The training stopped twice without getting further: {reason}. {_told(log_end)}")
 
-    def count_outage(self, log_end: str) -> None:
-        """The server died while this trained: it waits again, unless that keeps happening without it getting further.
+    def count_outage(self) -> None:
+        """The server died while this trained: it waits again, with a warning if that keeps happening.
 
-        Who took whom along cannot be told; but a training that ends its server each time would do so for ever. One
-        that had not begun to work is beyond suspicion: its server may be unable to start for reasons of its own.
+        Who took whom along cannot be told. One that had not begun to work is beyond suspicion: its server may be
+        unable to start for reasons of its own.
         """
         self.outages += self.stage != "starting"
-        if self.outages < MOST_OUTAGES or self.pause_asked:
-            self.stop("queued")
-        else:
-            self.fail(
-                f"The server died {MOST_OUTAGES} times while this training ran, which got no further in between: "
-                f"perhaps it needs more memory than the machine has; try a lower batch_size. {_told(log_end)}"
+        self.stop("queued")
+        if self.suspect:
+            self.warnings = [text for text in self.warnings if not text.startswith(OUTAGES_TOLD)]
+            self.warn(
+                f"{OUTAGES_TOLD}{self.outages} times while this training ran, which got no further in between: perhaps "
+                "it needs more memory than the machine has; if so, cancel it and try a lower batch_size."
             )
 
     def fail(self, error: str, *, blameless: bool = False) -> None:

@@ -78,6 +78,7 @@ class Run:
         except WorkerDiedError as error:
             return await self._death(str(error))
         finally:
+            self.job.trouble = ""
             await asyncio.shield(worker.stop())
         return End("paused" if reply["outcome"] == "paused" else "finished", reply)
 
@@ -129,6 +130,8 @@ class Run:
                 job.warn(warning)
         elif kind == "checkpoint":
             job.note_checkpoint()
+        elif kind == "trouble":
+            job.trouble = event["text"]
 
 
 def _not_started(error: OSError | RuntimeError) -> End:

@@ -59,9 +59,13 @@ class EpochDone:
 
 @dataclass(frozen=True)
 class CheckpointReady:
-    """Everything a resumed training needs: tensors and plain values, readable with `weights_only`."""
+    """Everything a resumed training needs: tensors and plain values, readable with `weights_only`.
+
+    `pausing` if the training pauses now: what this holds is all that will be left of it.
+    """
 
     state: dict[str, Any]
+    pausing: bool = False
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class Loop:
             scores = None if self.pause_asked() else self._validate()
             if scores is None:
                 measured.undo()  # when the training goes on, it is done again, and from the same start
-                yield CheckpointReady(self._state())
+                yield CheckpointReady(self._state(), pausing=True)
                 yield Paused()
                 return
             yield self._finish_epoch(scores, time.monotonic() - began)

@@ -19,7 +19,7 @@ def status(job: Job, runner: Runner, classifiers: ClassifierStore) -> dict[str, 
         "job_id": job.id,
         "epoch": job.epoch,
         "total_epochs": job.spec.training.epochs,
-        "warnings": job.warnings,
+        "warnings": [*job.warnings, *([job.trouble] if job.trouble else [])],
     }
     if job.state in {"training", "paused"}:
         answer |= _figures(job)

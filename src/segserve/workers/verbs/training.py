@@ -34,6 +34,7 @@ log = logging.getLogger("segserve.worker")
 # torch says it in as many ways as it has allocators, all of them as RuntimeError.
 OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|failed to allocate", re.IGNORECASE)
 BATCH_EVENT_SECONDS = 0.5
+RETRY_SECONDS = 5.0
 NICE = 5
 
 
@@ -95,6 +96,7 @@ class _Teller:
         self._emit = emit
         self._kept = kept
         self._last_batch = 0.0
+        self._trouble = ""
 
     def tell(self, event: Event) -> None:
         if isinstance(event, Stage):
@@ -110,13 +112,40 @@ class _Teller:
             self._emit({"kind": "batch", **asdict(event)})
 
     def _keep(self, event: CheckpointReady) -> None:
-        """Write a checkpoint. Without it only time is lost, should the training be interrupted: no reason to end it."""
+        """Write a checkpoint. One on the way is no reason to end a training; a pause waits until its own is written."""
+        while not self._is_written(event) and event.pausing:
+            time.sleep(RETRY_SECONDS)
+
+    def _is_written(self, event: CheckpointReady) -> bool:
         try:
             checkpoint.save(self._kept, event.state)
         except OSError as error:
-            log.warning("the checkpoint cannot be written (%s); the training goes on", error.strerror)
-        else:
-            self._emit({"kind": "checkpoint"})
+            self._complain(_trouble(error, pausing=event.pausing))
+            return False
+        self._trouble = ""
+        self._emit({"kind": "checkpoint"})
+        return True
+
+    def _complain(self, trouble: str) -> None:
+        """Tell of a trouble once, however long it lasts."""
+        if trouble != self._trouble:
+            self._trouble = trouble
+            log.warning("%s", trouble)
+            self._emit({"kind": "trouble", "text": trouble})
+
+
+def _trouble(error: OSError, *, pausing: bool) -> str:
+    """What a checkpoint that cannot be written means, and what to do."""
+    remedy = "Free some space in the server's state directory, or make it writable"
+    if pausing:
+        return (
+            f"The training cannot pause yet: its checkpoint cannot be written ({error.strerror}). {remedy}; "
+            f"it is tried again every {RETRY_SECONDS:.0f} s."
+        )
+    return (
+        f"The checkpoint cannot be written ({error.strerror}): should the training be interrupted, what it learnt "
+        f"since the one before is lost. {remedy}."
+    )
 
 
 class _JobLog(logging.Handler):
