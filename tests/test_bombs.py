@@ -251,6 +251,12 @@ def test_a_large_body_is_never_whole_in_memory(route: str, house: House, defused
     assert "image" in defused(lambda: house.server.post(route, data=body, headers=JSON_TYPE), 400)
 
 
+def test_a_data_url_of_blanks(house: House, defused: Callable[..., str]) -> None:
+    whole = json.dumps(json_request(house.classifier, {"t": "data:,"})).encode()
+    body = whole.replace(b"data:,", b"data:," + b"AB " * (64 * MiB // 3))
+    defused(lambda: house.server.post("/api/v1/inference", data=body, headers=JSON_TYPE), 400)
+
+
 def test_json_within_a_form(house: House, defused: Callable[..., str]) -> None:
     parts = tile_form(metadata_of(house.classifier, ["a"], picture()[None]), picture()[None])
     for content in (BODIES["deep"], json.dumps({"tile_ids": ["a" * 10**7]}).encode()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import json
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segserve.api.qupath import tile_stream
 from segserve.api.qupath.tile_stream import NotJsonError, TileStream
 from segserve.errors import SegserveError, TooLargeError
 
@@ -115,13 +115,54 @@ def test_nesting_has_an_end(tmp_path: Path) -> None:
         taken(b"[" * 100_000, tmp_path)
 
 
-def test_one_tile_has_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tile_stream, "LARGEST_TILE", 1000)
-    body = json.dumps({"tiles": [{"data": "data:," + "YWFh" * 200}] * 9}).encode()
-    assert len(taken(body, tmp_path, 100).images) == 9
-    body = json.dumps({"tiles": [{"data": "data:," + "YWFh" * 400}]}).encode()
-    with pytest.raises(TooLargeError, match="one tile"):
-        taken(body, tmp_path, 100)
+@settings(deadline=None, max_examples=200)
+@given(
+    digits=st.text("Ab+/", max_size=12) | st.binary(max_size=12).map(lambda data: base64.b64encode(data).decode()),
+    more=st.text('A=\n \\"!é', max_size=4),
+    place=st.integers(0, 12),
+    step=st.integers(1, 40),
+    escapes=st.booleans(),
+)
+def test_an_image_is_what_its_base64_holds_wherever_it_is_cut(
+    digits: str, more: str, place: int, step: int, escapes: bool
+) -> None:
+    text = digits[:place] + more + digits[place:]
+    try:
+        expected = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        expected = b""
+    written = json.dumps(text)
+    if escapes:  # as other libraries write them
+        written = written.replace("/", "\\/").replace("=", "\\u003d").replace("+", "\\u002B")
+    body = f'{{"tiles": [{{"data": "data:x,{written[1:]}}}], "more": "{digits}"}}'
+    with TemporaryDirectory() as folder:
+        stream = taken(body.encode(), Path(folder), step)
+        said = json.loads(stream.finish())
+        assert [path.read_bytes() for path in Path(folder).iterdir()] == ([expected] if expected else [])
+        assert list(stream.images) == ([0] if expected else [])
+    assert said == {"tiles": [{"data": "data:" if expected else "data:x"}], "more": digits}
+
+
+@pytest.mark.parametrize("content", [b"AB ", b"YWFh", b"\\n", b"A\\u000a", "é".encode(), b""])
+def test_an_image_is_never_whole_in_memory(tmp_path: Path, content: bytes) -> None:
+    body = b'{"tiles": [{"data": "data:,' + content * (2**24 // max(1, len(content))) + b'"}]}'
+    stream = TileStream(tmp_path)
+    tracemalloc.start()
+    for piece in pieces(body, 2**20):
+        stream.write(piece)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert stream.finish()
+    assert peak < 2**24
+
+
+@pytest.mark.parametrize(
+    "text", [b'"data:,YWFh\\', b'"data:,YWFh\\u00', b'"data:,YW\\u00gghh"', b'"data:,YW\nFh"', b'"data:,']
+)
+def test_a_data_url_that_is_no_string_is_no_json(tmp_path: Path, text: bytes) -> None:
+    for step in (1, 5, 100):
+        with pytest.raises(NotJsonError, match=r"\w"):
+            taken(b'{"tiles": [{"data": ' + text, tmp_path, step).finish()
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nul", b"{} {}", b'{"a": NaN}', b'{"a": "\xff"}', b"1" * 5000, b"\x00"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import tempfile
@@ -10,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from segserve.api.qupath.tile_image import SHOWN
 from segserve.errors import BadInputError, TooLargeError, is_disk_full
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._ -]{0,199}")
 RESERVED = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d) *(?:\..*)?", re.IGNORECASE)
 MOST_TILES = 10_000
-SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -60,22 +59,6 @@ def check_ids(ids: Sequence[str]) -> None:
 def is_data_url(data: str) -> bool:
     """Whether a tile's data holds the image itself; else it is a path."""
     return data.startswith("data:")
-
-
-def keep_image(url: str, target: Path) -> Path | None:
-    """Write the image of a data URL to a file; None if it holds none.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        content = base64.b64decode("".join(url.partition(",")[2].split()), validate=True)
-    except ValueError:
-        return None
-    if not content:
-        return None
-    target.write_bytes(content)
-    return target
 
 
 def tile_inputs(tiles: Iterable[tuple[str, str]], images: Mapping[int, Path]) -> dict[str, Path]:
