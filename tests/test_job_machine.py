@@ -35,7 +35,7 @@ class Known:
     Attributes:
         wish: what was last asked of it.
         short: it may complete.
-        deaths, outages: of its process and its server since it was last asked to run.
+        deaths: of its process since it was last asked to run.
         seen: a state that it cannot leave by itself; empty while it may.
         resumable: whether it can be resumed in that state; None if that depends on a checkpoint.
         epochs: how many were last asked for.
@@ -45,7 +45,6 @@ class Known:
     short: bool
     epochs: int
     deaths: int = 0
-    outages: int = 0
     seen: str = ""
     resumable: bool | None = False
 
@@ -59,7 +58,7 @@ class Known:
             "stop": {"cancelled"},
             "clear": {"cancelled", "paused"},
         }[self.wish]
-        if self.deaths >= 2 or self.outages >= 3:
+        if self.deaths >= 2:
             states = states | {"failed"}
         return states | {"completed"} if self.short and self.wish != "stop" else states
 
@@ -73,7 +72,7 @@ class Known:
         """It was asked for something, and that was granted."""
         self.wish, self.seen, self.resumable = wish, "", False
         if wish == "run":
-            self.deaths = self.outages = 0
+            self.deaths = 0
 
 
 class JobMachine(RuleBasedStateMachine):
@@ -179,8 +178,6 @@ class JobMachine(RuleBasedStateMachine):
             self.phoenix.end()
         else:
             self.phoenix.kill()
-            for known in self.jobs.values():
-                known.outages += 1
         self.phoenix.start()
 
     @invariant()

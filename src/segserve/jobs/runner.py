@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
 CLOSE_SECONDS = 8.0  # and when the server stops
 START_AGAIN_SECONDS = 10.0  # after a process could not be started
+# A training that takes the machine's memory, and the server with it, is not begun sooner after the server's start: it
+# has to be in reach of who wants to pause or cancel it, whom starting it at once would shut out for ever.
+SUSPECT_SECONDS = 30.0
 TURN_SECONDS = 0.001
 
 
@@ -62,6 +65,7 @@ class Runner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._cleared: set[str] = set()
         self._closing = False
+        self._just_started = True
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -69,6 +73,7 @@ class Runner:
         await self._book.open()
         await self._upkeep.recover()
         self._sweeper = asyncio.create_task(self._upkeep.sweep())
+        asyncio.get_running_loop().call_later(SUSPECT_SECONDS, self._begin_suspects)
         self._serve_queue()
 
     async def close(self) -> None:
@@ -174,14 +179,19 @@ class Runner:
         await asyncio.gather(*(run.stop() for run in runs))
         await asyncio.gather(*tasks)
 
+    def _begin_suspects(self) -> None:
+        self._just_started = False
+        self._serve_queue()
+
     def _refuse_when_closing(self) -> None:
         if self._closing:
             raise UnavailableError("The server is shutting down.")
 
     def _serve_queue(self) -> None:
         """Start what waits, as long as there are free devices."""
-        waiting = sorted((job for job in self._book.jobs.values() if job.state == "queued"), key=lambda j: j.enqueued)
-        for job in waiting:
+        waiting = [job for job in self._book.jobs.values() if job.state == "queued"]
+        ready = [job for job in waiting if not (job.suspect and self._just_started)]
+        for job in sorted(ready, key=lambda j: j.enqueued):
             if not self._free or self._closing:
                 return
             job.state, job.stage = "training", "starting"

@@ -71,9 +71,9 @@ class Upkeep:
         folder = self.folder(job.id)
         if not job.has_checkpoint and await self._book.in_thread(folder.checkpoint.is_file):
             job.note_checkpoint()  # the server was killed before it heard of it
-        job.count_outage(await self._book.in_thread(folder.log_end))
-        if job.state == "failed":
-            log.error("job %s: %s", job.id, job.error)
+        job.count_outage()
+        if job.suspect:
+            log.warning("job %s: %s", job.id, job.warnings[-1])
         self._book.changed(job)
 
     def _forget_checkpoint(self, job: Job) -> None:
