@@ -214,22 +214,26 @@ def test_a_pause_on_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", size=(32, 32), train=4, validation=2)
     with small_disk(tmp_path / "state", "512m"):
         phoenix = Phoenix(tmp_path, module="segserve")
-        client = ClassifierClient(phoenix.url)
-        job_id = client.start_training(captured_body(data, epochs=ENDLESS, backbone="mobilenet_v2"))
-        wait_until(lambda: client.status(job_id)["epoch"] >= 2, 60, "it never trained")
-        filler = fill(phoenix.state_dir)
-        client.pause_training(job_id)
-        wait_until(lambda: any("cannot pause yet" in text for text in client.status(job_id)["warnings"]), 30, "untold")
-        before = client.status(job_id)
-        assert before["status"] == "training"
-        filler.unlink()
-        is_in(client, job_id, "paused")
-        assert not client.status(job_id)["warnings"]
-        client.resume_training(job_id, epochs=before["epoch"] + 1)
-        is_in(client, job_id, "completed")
-        epochs = [entry["epoch"] for entry in client.read("GET", f"/train/{job_id}/history")["history"]]
-        assert epochs == list(range(1, before["epoch"] + 2))
-        phoenix.end()
+        try:
+            client = ClassifierClient(phoenix.url)
+            job_id = client.start_training(captured_body(data, epochs=ENDLESS, backbone="mobilenet_v2"))
+            wait_until(lambda: client.status(job_id)["epoch"] >= 2, 60, "it never trained")
+            filler = fill(phoenix.state_dir)
+            client.pause_training(job_id)
+            wait_until(
+                lambda: any("cannot pause yet" in text for text in client.status(job_id)["warnings"]), 30, "untold"
+            )
+            before = client.status(job_id)
+            assert before["status"] == "training"
+            filler.unlink()
+            is_in(client, job_id, "paused")
+            assert not client.status(job_id)["warnings"]
+            client.resume_training(job_id, epochs=before["epoch"] + 1)
+            is_in(client, job_id, "completed")
+            epochs = [entry["epoch"] for entry in client.read("GET", f"/train/{job_id}/history")["history"]]
+            assert epochs == list(range(1, before["epoch"] + 2))
+        finally:
+            phoenix.end()
 
 
 def test_never_more_than_two_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

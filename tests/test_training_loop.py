@@ -205,6 +205,42 @@ def test_a_resume_with_another_batch_size_starts_the_epoch_over(data: Path, tmp_
     assert second.progress.history[0]["learning_rate"] > 0.001
 
 
+def test_a_second_pause_before_the_first_batch_keeps_what_was_learnt_since_the_best_epoch(
+    data: Path, tmp_path: Path
+) -> None:
+    first = make_loop(make_spec(data), tmp_path / "scratch")
+    events = first.run()
+    next(event for event in events if isinstance(event, EpochDone))
+    best = first._state()
+    assert best["network"] is best["best"]["state"], "written twice"
+    next(event for event in events if isinstance(event, BatchDone))
+    learnt = weights_of(first.network)
+    state = on_disk(first._state(), tmp_path)
+    assert not same(state["best"]["state"], state["network"])
+
+    second = make_loop(
+        make_spec(data, batch_size=3), tmp_path / "scratch", state, same_batches=False, pause_asked=lambda: True
+    )
+    ready = events_of(second)[-2]
+    assert isinstance(ready, CheckpointReady)
+    assert same(ready.state["network"], learnt)
+
+
+def test_a_checkpoint_comes_after_an_epoch_when_half_a_minute_has_passed_since_the_last(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("segserve.training.loop.time.monotonic", lambda: now)
+    loop = make_loop(make_spec(data, epochs=4, batch_size=5, early_stopping=False), tmp_path / "scratch")
+    kept = []
+    for event in loop.run():
+        now += 16.0 if isinstance(event, EpochDone) else 0.0
+        if isinstance(event, CheckpointReady):
+            assert not event.pausing
+            kept.append(event.state["epoch"])
+    assert kept == [1, 3]
+
+
 def test_a_resume_with_more_epochs_trains_those_and_one_with_fewer_none(data: Path, tmp_path: Path) -> None:
     first = make_loop(make_spec(data, epochs=1), tmp_path / "scratch")
     events_of(first)

@@ -171,11 +171,11 @@ class Loop:
         return hyper.early_stopping and self.progress.waited >= hyper.early_stopping_patience
 
     def _state(self) -> dict[str, Any]:
-        best, progress = self.progress.best, self.progress
-        # Right after its best epoch the network is its own best: written once, not twice.
-        is_best = best is not None and best["epoch"] == progress.epoch and progress.batch == 0
-        return progress.state_with(
-            network=best["state"] if best and is_best else _copied(self.network.state_dict()),
+        best, network = self.progress.best, _copied(self.network.state_dict())
+        if best and all(torch.equal(tensor, best["state"][name]) for name, tensor in network.items()):
+            network = best["state"]  # right after its best epoch: written once, not twice
+        return self.progress.state_with(
+            network=network,
             **self._learner.state(),
             batch_size=self.setting.spec.training.batch_size,
             threads=torch.get_num_threads(),
