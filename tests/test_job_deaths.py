@@ -50,6 +50,13 @@ async def resumes_at_three(process: Process) -> dict[str, Any]:
     return FINISHED
 
 
+async def has_only_to_export(process: Process) -> dict[str, Any]:
+    for number in (1, 2, 3):
+        process.say("past epoch", epoch={"epoch": number, "val_loss": float(number)})
+    process.say("stage", stage="export")
+    return FINISHED
+
+
 def killed_after(root: Path, script: Script, *, submit: bool = False) -> tuple[Path, Job]:
     """Let a server run until its only training is at work, and return what a kill at that moment leaves.
 
@@ -264,5 +271,23 @@ def test_the_history_has_the_epochs_that_a_killed_server_never_heard_of(tmp_path
                 (3, 3.0),
                 (4, 1.0),
             ]
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("told", [2, 5])
+def test_an_epoch_is_finished_once_a_checkpoint_has_it(tmp_path: Path, told: int) -> None:
+    """The last server was killed before it heard of the last epoch's checkpoint, or after epochs that were lost."""
+    epochs = [{"epoch": number + 1, "val_loss": 9.0} for number in range(told)]
+    job = Job(id="aaaaaaaa", spec=spec(), state="training", has_checkpoint=True, latest=epochs[-1])
+    recorded(tmp_path, job).write_history(epochs)
+
+    async def story() -> None:
+        async with running(tmp_path, has_only_to_export) as (runner, book, _processes):
+            job = book.get("aaaaaaaa")
+            await until(lambda: job.state == "completed")
+            assert job.epoch == 3
+            history = await book.in_thread(runner.folder(job.id).history)
+            assert [entry["epoch"] for entry in history] == [1, 2, 3]
 
     asyncio.run(story())

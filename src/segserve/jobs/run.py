@@ -49,6 +49,7 @@ class Run:
         self._worker: Worker | None = None
         self._stopped = False
         self._history: list[dict[str, Any]] = []
+        self._working = False
 
     async def to_end(self, placement: Placement, body: dict[str, Any]) -> End:
         """Start the process and wait for its end, writing down what it tells."""
@@ -56,9 +57,6 @@ class Run:
             await self._book.in_thread(self.folder.prepare)
         except OSError as error:
             return _not_prepared(error)
-        self._history = await self._book.in_thread(self.folder.history)
-        if not self.job.has_checkpoint:
-            self.job.latest = None  # it starts anew
         try:
             self._worker = await placement.start(f"training {self.job.id}", "training")
         except (OSError, RuntimeError) as error:  # RuntimeError: of Python, whose threads are processes to the system
@@ -101,12 +99,14 @@ class Run:
         job, kind = self.job, event["kind"]
         if job.state != "training":
             return  # cancelled meanwhile
-        if kind == "past epoch":  # of its checkpoint: a server that was killed may not have heard of it
-            self._history[event["epoch"]["epoch"] - 1 :] = [event["epoch"]]
-            return
         if kind == "log":
             self._book.in_background(self.folder.append, [event["line"]])
             return
+        if kind == "past epoch":
+            self._history.append(event["epoch"])
+            return
+        if not self._working:
+            self._begin()
         if kind == "batch":
             job.batch, job.batches, job.batch_loss = event["batch"], event["batches"], event["loss"]
             self._book.glimpsed(job)
@@ -119,8 +119,7 @@ class Run:
         job, kind = self.job, event["kind"]
         if kind == "epoch":
             job.latest, job.batch = event["epoch"], 0
-            # An epoch that was done after the last checkpoint of an earlier life is done again.
-            self._history[event["epoch"]["epoch"] - 1 :] = [event["epoch"]]
+            self._history.append(event["epoch"])
             self._book.in_background(self.folder.write_history, list(self._history))
         elif kind == "stage":
             job.stage = event["stage"]
@@ -132,6 +131,15 @@ class Run:
             job.note_checkpoint()
         elif kind == "trouble":
             job.trouble = event["text"]
+
+    def _begin(self) -> None:
+        """Take over what its checkpoint knows, before its first own news.
+
+        An earlier life may have told of epochs after that, which are done again, or not have been heard to its end.
+        """
+        self._working = True
+        self.job.latest = self._history[-1] if self._history else None
+        self._book.in_background(self.folder.write_history, list(self._history))
 
 
 def _not_started(error: OSError | RuntimeError) -> End:
