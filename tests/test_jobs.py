@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import sqlite3
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from segserve.errors import BadInputError, SegserveError
 from segserve.jobs.record import Job
 from segserve.jobs.store import SqlJobStore
-from segserve.models.classifiers import ClassifierStore
+from segserve.models.classifiers import Classifier, ClassifierStore
 from segserve.workers.placement import Kind
 from tests.scripted_jobs import (
     METADATA,
@@ -23,6 +24,7 @@ from tests.scripted_jobs import (
     fails,
     hangs,
     kept,
+    recorded,
     running,
     saves_and_dies,
     spec,
@@ -215,22 +217,69 @@ def test_a_pause_that_a_killed_server_had_promised_holds(tmp_path: Path) -> None
     asyncio.run(story())
 
 
-def test_a_model_that_was_published_before_its_record_is_not_made_twice(tmp_path: Path) -> None:
-    store_path = tmp_path / "state" / "jobs.sqlite"
-    store_path.parent.mkdir()
-    store = SqlJobStore(store_path)
-    store.save(Job(id="aaaaaaaa", spec=spec(), state="training", has_checkpoint=True))
-    store.close()
-    made = tmp_path / "made"
-    made.mkdir()
+def publish(folder: Path, metadata: Mapping[str, Any]) -> Classifier:
+    """A classifier in a folder of them."""
+    made = folder.parent / "made"
+    made.mkdir(parents=True)
     (made / "model.pt").write_bytes(b"weights")
-    model = ClassifierStore(tmp_path / "state" / "models").publish(made, "unet", {**METADATA, "job_id": "aaaaaaaa"})
+    return ClassifierStore(folder).publish(made, "unet", metadata)
+
+
+def test_a_model_that_was_published_before_its_record_is_not_made_twice(tmp_path: Path) -> None:
+    recorded(tmp_path, Job(id="aaaaaaaa", spec=spec(), state="training", has_checkpoint=True))
+    model = publish(tmp_path / "state" / "models", {**METADATA, "job_id": "aaaaaaaa"})
 
     async def story() -> None:
         async with running(tmp_path, hangs) as (_, book, processes):
             job = book.get("aaaaaaaa")
             assert (job.state, job.model_id, job.final_accuracy) == ("completed", model.id, 0.75)
             assert not processes.started
+
+    asyncio.run(story())
+
+
+def test_no_other_servers_model_completes_a_job(tmp_path: Path) -> None:
+    recorded(tmp_path, Job(id="aaaaaaaa", spec=spec(), state="training"))
+    publish(tmp_path / "foreign", {**METADATA, "job_id": "aaaaaaaa"})
+
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (_, book, _processes):
+            assert book.get("aaaaaaaa").state == "training"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("metadata", [{"job_id": ["aaaaaaaa"]}, {"job_id": "aaaaaaaa"}], ids=str)
+def test_metadata_that_make_no_sense_keep_neither_the_server_nor_other_jobs_from_starting(
+    tmp_path: Path, metadata: dict[str, Any]
+) -> None:
+    for identity in ("aaaaaaaa", "bbbbbbbb"):
+        recorded(tmp_path, Job(id=identity, spec=spec(), state="training"))
+    publish(tmp_path / "state" / "models", metadata)
+
+    async def story() -> None:
+        async with running(tmp_path, hangs, completes) as (runner, book, _):
+            first, second = book.get("aaaaaaaa"), book.get("bbbbbbbb")
+            if metadata["job_id"] == first.id:
+                assert (first.state, "its log tells more" in first.error) == ("failed", True)
+            else:
+                assert first.state == "training"
+                await runner.cancel(first.id)
+            await until(lambda: second.state != "queued")
+            assert second.state in {"training", "completed"}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_that_was_cancelled_as_its_model_appeared_leaves_none(tmp_path: Path, cleared: bool) -> None:
+    """One that may go on keeps it: its record may be older than its model."""
+    recorded(tmp_path, Job(id="aaaaaaaa", spec=spec(), state="cancelled", blameless=cleared))
+    model = publish(tmp_path / "state" / "models", {**METADATA, "job_id": "aaaaaaaa"})
+
+    async def story() -> None:
+        async with running(tmp_path, hangs):
+            assert model.path.exists() == cleared
 
     asyncio.run(story())
 
@@ -283,9 +332,27 @@ def test_a_job_that_cannot_be_written_down_is_not_taken(tmp_path: Path, monkeypa
                 await runner.submit(spec(), [])
             assert refused.value.status == 503
             assert not book.jobs
+            assert await book.in_thread(lambda: list((tmp_path / "state" / "jobs").iterdir())) == []
             lock.execute("ROLLBACK")
             lock.close()
             assert (await runner.submit(spec(), [])).id in book.jobs
+
+    asyncio.run(story())
+
+
+def test_a_job_has_its_folder_when_it_is_answered(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, hangs) as (runner, book, _):
+            await runner.submit(spec(), [])
+            waiting = await runner.submit(spec(), [])
+            assert runner.folder(waiting.id).root.is_dir()
+            jobs = tmp_path / "state" / "jobs"
+            jobs.rename(tmp_path / "elsewhere")
+            jobs.write_text("in the way")
+            with pytest.raises(SegserveError, match="folder of trainings") as refused:
+                await runner.submit(spec(), [])
+            assert refused.value.status == 503
+            assert len(book.jobs) == len(kept(tmp_path)) == 2
 
     asyncio.run(story())
 

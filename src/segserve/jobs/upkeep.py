@@ -33,14 +33,16 @@ class Upkeep:
     async def recover(self) -> None:
         """Put in order what the last server left. One that ended by itself left nothing that still trains."""
         jobs = list(self._book.jobs.values())
-        interrupted = [job for job in jobs if job.state == "training"]
-        models = await asyncio.to_thread(self._classifiers.all) if interrupted else []
-        published = {model.metadata.get("job_id"): model for model in models}
-        for job in interrupted:
-            if job.id in published:  # the end came between the model and its record
-                self.complete(job, published[job.id])
-            else:
-                await self._count_outage(job)
+        models = await asyncio.to_thread(self._classifiers.all_own)
+        made = {str(model.metadata.get("job_id")): model for model in models}
+        for job in jobs:
+            try:
+                await self._put_in_order(job, made.get(job.id))
+            except Exception:  # of one job: the server and the others go on
+                log.exception("job %s cannot be put in order", job.id)
+                if job.state not in ENDED:
+                    job.fail("An unexpected failure as the server started; its log tells more.")
+                    self._book.changed(job)
         for job in jobs:
             self._book.in_background(self.folder(job.id).clear_work)
             if job.state in ENDED and not job.has_checkpoint:
@@ -66,6 +68,15 @@ class Upkeep:
         job.end("completed")
         self._forget_checkpoint(job)
         self._book.changed(job)
+
+    async def _put_in_order(self, job: Job, model: Classifier | None) -> None:
+        """Agree with what is on the disk; `model` is what the job has made, if anything."""
+        if job.state == "training" and model:  # the end came between the model and its record
+            self.complete(job, model)
+        elif job.state == "training":
+            await self._count_outage(job)
+        elif job.state == "cancelled" and model and not job.resumable:  # between the model and its removal
+            await self._book.in_thread(self._classifiers.delete, model.id)
 
     async def _count_outage(self, job: Job) -> None:
         folder = self.folder(job.id)

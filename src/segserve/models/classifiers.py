@@ -63,6 +63,10 @@ class ClassifierStore:
         found |= {entry.id: entry for entry in _read_all(self.own, ours=True)}
         return [found[identity] for identity in sorted(found)]
 
+    def all_own(self) -> list[Classifier]:
+        """Every classifier of the state directory."""
+        return list(_read_all(self.own, ours=True))
+
     def get(self, identity: str) -> Classifier:
         """One classifier.
 
