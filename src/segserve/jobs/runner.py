@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from segserve import logs
-from segserve.errors import UnavailableError, disk_trouble
+from segserve.errors import SegserveError, UnavailableError, disk_trouble
 from segserve.jobs.book import Book
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import ENDED, Job
@@ -87,14 +87,26 @@ class Runner:
         await self._book.close()
 
     async def submit(self, spec: TrainingSpec, warnings: Sequence[str]) -> Job:
-        """Take a training; it is on disk when this returns.
+        """Take a training; its folder and its record are on disk when this returns.
 
         Raises:
-            UnavailableError, DiskFullError: it cannot be written down now.
+            UnavailableError, DiskFullError, ReadOnlyError: it cannot be written down now.
         """
         self._refuse_when_closing()
         job = Job(id=self._new_id(), spec=spec, warnings=list(warnings), enqueued=self._turn())
-        await self._book.add(job)
+        folder = self.folder(job.id).root
+        try:
+            await self._book.in_thread(folder.mkdir, parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("the folder of a training cannot be made: %s", error)
+            raise disk_trouble(error) or UnavailableError(
+                f"The server cannot write its folder of trainings at the moment ({error.strerror}): try again."
+            ) from None
+        try:
+            await self._book.add(job)
+        except SegserveError:
+            self._book.in_background(folder.rmdir)
+            raise
         self._serve_queue()
         return job
 
