@@ -38,6 +38,7 @@ class Book:
         self._records = ThreadPoolExecutor(1, "job records")
         self._folders = ThreadPoolExecutor(1, "job folders")
         self._unwritten: set[str] = set()
+        self._after: dict[str, Callable[[], object]] = {}
         self._something = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
         self._versions: dict[str, int] = {}
@@ -117,9 +118,16 @@ class Book:
         self._unwritten.add(job.id)
         self._something.set()
 
-    async def settled(self, job: Job) -> None:
-        """Note a change and wait until it is on disk, though not for ever: a locked database must not show."""
+    async def settled(self, job: Job, after: Callable[[], object] | None = None) -> None:
+        """Note a change and wait until it is on disk, though not for ever: a locked database must not show.
+
+        Args:
+            job: what has changed.
+            after: work on its folder that may not be done before, done as soon as the change is on disk.
+        """
         self._tell(job.id)
+        if after:
+            self._after[job.id] = after
         try:
             await asyncio.wait_for(self._save(job), SETTLE_SECONDS)
         except Exception:
@@ -154,8 +162,15 @@ class Book:
     async def _save(self, job: Job) -> None:
         """Keep a job as it is now; saves follow each other in the order of the calls."""
         assert self._store
-        copy = job.model_copy(deep=True)
-        await asyncio.get_running_loop().run_in_executor(self._records, self._store.save, copy)
+        copy, after = job.model_copy(deep=True), self._after.pop(job.id, None)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._records, self._store.save, copy)
+        except BaseException:
+            if after:
+                self._after.setdefault(job.id, after)
+            raise
+        if after:
+            self.in_background(after)
 
     async def _write_down(self) -> None:
         troubled = False

@@ -117,11 +117,10 @@ class Runner:
         if job.state not in ENDED:
             job.has_checkpoint = False  # before anything is waited for: from now on nobody can resume it
             job.end("cancelled")
-            await self._book.settled(job)
-            run = self._runs.get(identity)
-            if run:
+            if run := self._runs.get(identity):
                 await run.stop()
-            self._book.in_background(self.folder(identity).remove_checkpoint)
+            # A record that still says otherwise would be believed by the next server.
+            await self._book.settled(job, after=self.folder(identity).remove_checkpoint)
         return job
 
     async def pause(self, identity: str) -> Job:
