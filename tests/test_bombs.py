@@ -184,6 +184,22 @@ def tiff_of_many_pages(count: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 72) + bytes(64) + b"".join(body + struct.pack("<I", at) for at in following)
 
 
+def tiff_of_many_channels() -> bytes:
+    """Of few pixels, and few bytes before it is unpacked; the classifier selects three of its channels."""
+    file = io.BytesIO()
+    values = np.zeros((768, 768, 64))
+    tifffile.imwrite(file, values, planarconfig="contig", photometric="minisblack", compression="zlib", metadata=None)
+    return file.getvalue()
+
+
+def tiff_of_a_large_tile() -> bytes:
+    """A few pixels, in a tile that is otherwise padding and really there."""
+    side = 9216
+    packed = zlib.compress(bytes(3 * side * side), 1)
+    content = with_tags(page("deflate", tile=(16, 16)), TileWidth=side, TileLength=side)
+    return with_tags(content, TileOffsets=len(content), TileByteCounts=len(packed)) + packed
+
+
 IMAGES: dict[str, Callable[[], bytes]] = {
     "PNG": huge_png,
     "PNG texts": png_text_bomb,
@@ -192,6 +208,8 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "TIFF LZW": lambda: with_tags(page("lzw"), ImageWidth=SIDE, ImageLength=SIDE, RowsPerStrip=SIDE),
     "TIFF LZW just within": lambda: with_tags(page("lzw"), ImageWidth=16000, ImageLength=16000),
     "TIFF tile": lambda: with_tags(page("lzw", tile=(16, 16)), TileWidth=2**20, TileLength=2**20),
+    "TIFF large tile": tiff_of_a_large_tile,
+    "TIFF channels": tiff_of_many_channels,
     "TIFF tiles that are not there": lambda: with_tags(page("lzw", tile=(16, 16)), ImageLength=2**19),
     "TIFF deflate strip": lambda: tiff_of_zeros("deflate"),
     "TIFF packbits strip": lambda: tiff_of_zeros("packbits"),

@@ -93,6 +93,7 @@ class Client:
         body = {
             "want": "means",
             "max_pixels": 1000,
+            "max_bytes": 2**20,
             "blob": {
                 "ids": [str(number) for number in range(count)],
                 "height": EDGE,

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+import tifffile
 
 from tests.classifier_client import Json
 from tests.serving import Served
-from tests.tile_client import TileClient, json_request, metadata_of, pictures, png_url, refused, tile_form
+from tests.tile_client import FIXED_RANGE, TileClient, json_request, metadata_of, pictures, png_url, refused, tile_form
 from tests.tile_networks import pixel_classifier
 
 
@@ -157,6 +158,20 @@ def test_a_named_file_that_is_no_image_is_400_without_its_content(
     assert "hunter2" not in sentence
     refused(client.post_json(f"/batch?model_path={model}", [str(secret)]), 400)
     refused(client.post_json(f"/batch?model_path={model}", [str(tmp_path / "missing.png")]), 400)
+
+
+def test_channels_are_told_before_a_tile_is_decoded(client: TileClient, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "many.tif"
+    tifffile.imwrite(path, np.zeros((20, 30, 64), np.uint8), planarconfig="contig", compression="zlib", metadata=None)
+    content = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        start = file.pages[0].dataoffsets[0]
+    content[start : start + 8] = bytes(8)  # who unpacks this calls the file damaged
+    path.write_bytes(content)
+    body = json_request(model, {"t": str(path)}, input_config={"num_channels": 3, "normalization": FIXED_RANGE})
+    sentence = refused(client.post_json("", body), 400)
+    assert "64 channels" in sentence
+    assert "takes 3" in sentence
 
 
 def test_too_many_tiles_are_413(client: TileClient, model: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import requests
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -241,7 +242,8 @@ def test_a_broken_model_is_refused_every_time_and_leaves_nothing(own_server: Ser
 def test_a_tile_that_is_too_large_is_refused_before_it_is_decoded(
     tmp_path_factory: pytest.TempPathFactory, shifted: Callable[..., Path], tmp_path: Path
 ) -> None:
-    server = start_server(tmp_path_factory.mktemp("pixels") / "state", "--max-tile-pixels", "2000")
+    limits = ("--max-tile-pixels", "2000", "--max-tile-bytes", "5KiB")
+    server = start_server(tmp_path_factory.mktemp("pixels") / "state", *limits)
     try:
         model = shifted("pixels", 2)
         assert ask(server, model).status_code == 200
@@ -253,5 +255,10 @@ def test_a_tile_that_is_too_large_is_refused_before_it_is_decoded(
         for answer in (refused, also):
             assert answer.status_code == 413
             assert all(word in answer.json()["detail"] for word in ("50 x 41", "2000", "max_tile_pixels"))
+        heavy = np.zeros((40, 45, 3), np.uint8)
+        tifffile.imwrite(tmp_path / "large.png", heavy, photometric="rgb")
+        for answer in (ask(server, model, [heavy]), server.post("/api/v1/inference", json={**body, "tiles": tiles})):
+            assert answer.status_code == 413
+            assert all(word in answer.json()["detail"] for word in ("5.3 KiB", "5.0 KiB", "max_tile_bytes"))
     finally:
         server.stop()

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         4, ge=1, description="Pixel classifiers held ready at a time, each in a process; the least recently used goes."
     )
     max_tile_pixels: int = Field(4096 * 4096, gt=0, description="Most pixels in one tile that is to be classified.")
+    max_tile_bytes: ByteSize = Field(
+        ByteSize(256 * 2**20), gt=0, description="Largest tile once decoded, in bytes, all its channels counted."
+    )
     tile_idle: float = Field(900.0, gt=0, description="Seconds after which a pixel classifier that nobody asks ends.")
     max_tile_waiting: ByteSize = Field(
         ByteSize(2**30), gt=0, description="Tiles that may wait to be classified, in bytes; more are answered 503."

@@ -34,7 +34,8 @@ def read_image(path: Path, *, name: str | None = None, max_pixels: int = MAX_PIX
         or wide integers come back as uint8 or uint16, equal in value; what else does not fit is rounded to float32.
 
     Raises:
-        BadInputError: the file is missing, broken, too large, not finite or of a kind that is not read.
+        BadInputError: the file is missing, broken, not finite or of a kind that is not read.
+        TooLargeError: it is larger than that.
     """
     name = name or path.name
     with reading(name):
@@ -65,7 +66,8 @@ def read_mask(path: Path, *, name: str | None = None, max_pixels: int = MAX_PIXE
         (H, W) uint8.
 
     Raises:
-        BadInputError: it is no PNG, broken, too large, in colour, or has a value above 255.
+        BadInputError: it is no PNG, broken, in colour, or has a value above 255.
+        TooLargeError: it is larger than `max_pixels`.
     """
     name = name or path.name
     with reading(name):

@@ -20,6 +20,7 @@ from segserve.models.classifiers import read_metadata
 from segserve.models.formats.onnx import model_files
 from segserve.models.formats.tile_onnx import check_output, open_tile_onnx, trial_shape, whole_metadata
 from segserve.tiles.batch import Batcher, Limits, shareable
+from segserve.tiles.channels import choose
 from segserve.tiles.maps import probabilities
 from segserve.tiles.prepare import Prepared, padded_more, prepare
 from segserve.tiles.recipe import Needs, Recipe
@@ -81,6 +82,14 @@ class TileModel:
     def in_force(self) -> dict[str, Any]:
         """What an answer tells: how many classes, and what computed them."""
         return {"num_classes": self.classes, **asdict(self._choice.candidate)}
+
+    def check_channels(self, channels: int, recipe: Recipe, name: str) -> None:
+        """Refuse a tile by what is known of it before it is read.
+
+        Raises:
+            BadInputError: it has not the channels that the network takes; with both numbers.
+        """
+        choose(channels, recipe.selected, self._needs, name)
 
     def classify(
         self,

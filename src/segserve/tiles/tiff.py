@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 
 from segserve.errors import BadInputError
-from segserve.tiles.header import MAX_VALUES_PER_PIXEL, Header, check_size, damaged, unsupported
+from segserve.tiles.header import Header, check_size, damaged, unsupported
 from segserve.tiles.jpeg import jpeg_header
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 2**12
+LARGEST_SEGMENT = 2**26  # bytes of a tile within a TIFF that is mostly padding
 COMPRESSIONS = frozenset(
     {
         COMPRESSION.NONE,
@@ -75,15 +76,19 @@ def read_tiff(path: Path, name: str, max_pixels: int) -> NDArray[Any]:
     """The values, (H, W, C) as stored; palettes looked up, few bits stretched to 0..255, CMYK converted.
 
     Raises:
-        BadInputError: as `tiff_header`, or it is larger than `max_pixels`, or cut short.
+        BadInputError: as `tiff_header`, or it is cut short.
+        TooLargeError: it is larger than `max_pixels`.
     """
     with TiffFile(path) as file:
         stack = _stack(file, name)
         check_size(_header(stack), name, max_pixels)
         for page in stack.pages:
             _check_extent(page, path.stat().st_size, name)
-            _check_segments(page, name, max_pixels)
-        values = np.stack([page.asarray(maxworkers=1) for page in stack.pages])
+            _check_segments(page, name)
+        first = stack.pages[0]
+        values = np.empty((len(stack.pages), *first.shape), first.dtype)
+        for page, place in zip(stack.pages, values, strict=True):
+            page.asarray(out=place, maxworkers=1)
         values = _channels_last(values.reshape(stack.shape), stack.axes)
         return _as_shown(values, stack.pages[0], name)
 
@@ -172,9 +177,10 @@ def _check_extent(page: TiffPage, size: int, name: str) -> None:
         raise damaged(name, "it is a TIFF that is cut short")
 
 
-def _check_segments(page: TiffPage, name: str, max_pixels: int) -> None:
+def _check_segments(page: TiffPage, name: str) -> None:
     """Refuse tiles and strips that declare more than the image holds."""
-    if page.is_tiled and page.tilewidth * page.tilelength * page.samplesperpixel > max_pixels * MAX_VALUES_PER_PIXEL:
+    size = page.tilewidth * page.tilelength * page.samplesperpixel * np.dtype(page.dtype).itemsize
+    if page.is_tiled and size > max(LARGEST_SEGMENT, 4 * page.nbytes):
         raise damaged(name, f"its tiles declare {page.tilelength} x {page.tilewidth} pixels")
     if page.compression != COMPRESSION.JPEG:
         return

@@ -96,7 +96,8 @@ async def _ask(
     request: Request, question: Question, want: str, outputs: dict[str, Path], folder: Path
 ) -> dict[str, Any]:
     place = hall(request)
-    body = {**question.body, "want": want, "max_pixels": place.settings.max_tile_pixels}
+    limits = {"max_pixels": place.settings.max_tile_pixels, "max_bytes": int(place.settings.max_tile_bytes)}
+    body = {**question.body, "want": want, **limits}
     call = Call("classify", body, question.inputs, outputs, folder)
     models = place.tiles
     return await unless_hung_up(request, models.classify(question.model_path, question.wish, call, size=question.size))

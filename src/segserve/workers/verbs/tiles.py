@@ -18,16 +18,19 @@ from numpy.typing import NDArray
 
 from segserve.engines.candidates import Wish
 from segserve.tiles.batch import unless_abandoned
-from segserve.tiles.header import check_tile
+from segserve.tiles.header import MAX_VALUES_PER_PIXEL, Header, check_tile
 from segserve.tiles.io import read_header, read_image
 from segserve.tiles.maps import classes, deliver_map, means
 from segserve.tiles.model import TileModel
 from segserve.tiles.recipe import Recipe
+from segserve.tiles.room import Room, tile_need
 from segserve.workers.verbs.base import Cancelled, Request
 
 log = logging.getLogger("segserve.worker")
 
 TILES_AT_ONCE = 24
+LARGEST_AT_ONCE = 4
+"""How many tiles of the largest size may be in hand at once; of smaller ones as many as take no more memory."""
 USUAL_BATCH = 16
 LAST_SECONDS = 5.0
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
@@ -48,6 +51,7 @@ class TileVerbs:
         self._model: TileModel | None = None
         # More tiles than the engine takes at a time, so that some are read and others written while it computes.
         self._tiles = ThreadPoolExecutor(TILES_AT_ONCE, "tile")
+        self._room = Room()
 
     def load(self, request: Request) -> dict[str, Any]:
         """Load a model; replies what is in force."""
@@ -61,7 +65,7 @@ class TileVerbs:
         model = self._model
         if model is None:
             raise RuntimeError("classify needs a loaded model")
-        job = _Job(model, request)
+        job = _Job(model, request, self._room)
         futures = [
             self._tiles.submit(contextvars.copy_context().run, job.run, index, tile)
             for index, tile in enumerate(_tiles(request))
@@ -82,9 +86,10 @@ class TileVerbs:
 
 @dataclass(frozen=True)
 class _Tile:
-    """One tile of a request: its id, and how to get it."""
+    """One tile of a request: its id, and how to get its size and itself."""
 
     name: str
+    header: Callable[[], Header]
     read: Callable[[], NDArray[Any]]
 
 
@@ -100,10 +105,13 @@ class _Done:
 class _Job:
     """One request's tiles."""
 
-    def __init__(self, model: TileModel, request: Request) -> None:
+    def __init__(self, model: TileModel, request: Request, room: Room) -> None:
         self.want: str = request.body["want"]
         self.over = False
         self._model = model
+        self._room = room
+        self._max_pixels: int = request.body["max_pixels"]
+        self._max_bytes: int = request.body["max_bytes"]
         self._request = request
         self._recipe = Recipe.of(_with_defaults(request.body, model.metadata), model.metadata)
         self._inline = request.outputs.get("inline")
@@ -112,6 +120,16 @@ class _Job:
 
     def run(self, index: int, tile: _Tile) -> _Done:
         """Classify one tile, and write its map if there is a file for it alone."""
+        if self._abandoned():
+            raise CancelledError
+        header = tile.header()
+        check_tile(header, tile.name, self._max_pixels, self._max_bytes)
+        self._model.check_channels(header.channels, self._recipe, tile.name)
+        need = tile_need(header, self._model.classes)
+        with self._room.taken(need, LARGEST_AT_ONCE * self._max_bytes, tile.name):
+            return self._classified(index, tile)
+
+    def _classified(self, index: int, tile: _Tile) -> _Done:
         if self._abandoned():
             raise CancelledError
         found = self._model.classify(
@@ -154,24 +172,19 @@ def _with_defaults(body: dict[str, Any], metadata: Mapping[str, Any]) -> dict[st
 
 
 def _tiles(request: Request) -> Iterator[_Tile]:
-    blob, most = request.body.get("blob"), request.body["max_pixels"]
+    blob = request.body.get("blob")
     if blob is None:
+        # Bounds that a file meets which meets the settings: it could have been changed since its header was read.
+        pixels = max(request.body["max_pixels"], request.body["max_bytes"] // MAX_VALUES_PER_PIXEL)
         for tile in request.body["tiles"]:
-            yield _Tile(tile["id"], partial(_read, request.inputs[tile["file"]], tile["id"], most))
+            path, name = request.inputs[tile["file"]], f"tile {tile['id']}"
+            read = partial(read_image, path, name=name, max_pixels=pixels)
+            yield _Tile(tile["id"], partial(read_header, path, name=name), read)
         return
     dtype = DTYPES[blob["dtype"]]
     shape = (blob["height"], blob["width"], blob["channels"])
-    for name in blob["ids"][:1]:
-        check_tile(blob["height"], blob["width"], name, most)
     for index, name in enumerate(blob["ids"]):
-        yield _Tile(name, partial(_cut, request.inputs["blob"], dtype, shape, index))
-
-
-def _read(path: Path, name: str, most: int) -> NDArray[Any]:
-    """A tile's image, unless it is too large."""
-    header = read_header(path, name=f"tile {name}")
-    check_tile(header.height, header.width, name, most)
-    return read_image(path, name=f"tile {name}")
+        yield _Tile(name, partial(Header, *shape, dtype), partial(_cut, request.inputs["blob"], dtype, shape, index))
 
 
 def _cut(path: Path, dtype: np.dtype[Any], shape: tuple[int, int, int], index: int) -> NDArray[Any]:
