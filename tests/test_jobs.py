@@ -357,9 +357,14 @@ def test_a_job_has_its_folder_when_it_is_answered(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_damaged_records_are_put_aside(tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "jobs.sqlite").write_bytes(b"not a database at all" * 100)
+@pytest.mark.parametrize("part", ["everything", "later pages"])
+def test_damaged_records_are_put_aside(tmp_path: Path, part: str) -> None:
+    for number in range(20):
+        recorded(tmp_path, Job(id=f"{number:08x}", spec=spec()))
+    records = tmp_path / "state" / "jobs.sqlite"
+    whole = records.read_bytes()
+    intact = 4096 if part == "later pages" else 0
+    records.write_bytes(whole[:intact] + b"\xaa" * (len(whole) - intact))
 
     async def story() -> None:
         async with running(tmp_path, completes) as (runner, book, _):
@@ -368,7 +373,20 @@ def test_damaged_records_are_put_aside(tmp_path: Path) -> None:
             await until(lambda: job.state == "completed")
 
     asyncio.run(story())
-    assert list((tmp_path / "state").glob("jobs.sqlite.damaged-*"))
+    assert list(records.parent.glob("jobs.sqlite.damaged-*"))
+
+
+def test_a_record_whose_text_is_damaged_keeps_no_other_from_being_read(tmp_path: Path) -> None:
+    for identity in ("aaaaaaaa", "bbbbbbbb"):
+        recorded(tmp_path, Job(id=identity, spec=spec(), state="completed"))
+    records = tmp_path / "state" / "jobs.sqlite"
+    records.write_bytes(records.read_bytes().replace(b'{"id":"aaaaaaaa"', b'{"id":\xff\xffaaaaaaa"', 1))
+
+    async def story() -> None:
+        async with running(tmp_path, completes) as (_, book, _processes):
+            assert set(book.jobs) == {"bbbbbbbb"}
+
+    asyncio.run(story())
 
 
 def test_watchers_hear_of_every_end(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,7 @@ class SqlJobStore:
             self._engine = _open(path)
         except OperationalError as error:  # locked, or no room: nothing is wrong with the file
             raise SegserveError(f"The job records {path} cannot be opened: {error.orig}.") from None
-        except DatabaseError:
+        except (DatabaseError, sqlite3.DatabaseError):
             aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
             path.replace(aside)
             log.warning("the job records were damaged; they are now %s, and the list of jobs starts anew", aside)
@@ -102,15 +103,36 @@ def _open(path: Path) -> Engine:
     event.listen(engine, "connect", partial(_prepare, journal_mode(path)))
     try:
         METADATA.create_all(engine)
-    except DatabaseError:
+        _check_whole(engine)
+    except (DatabaseError, sqlite3.DatabaseError):
         engine.dispose()
         raise
     return engine
 
 
+def _check_whole(engine: Engine) -> None:
+    """Look at every page, since most are read only later.
+
+    Raises:
+        sqlalchemy.exc.DatabaseError, sqlite3.DatabaseError: some are damaged.
+    """
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
 def _prepare(journal: Journal, connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    """A record that was saved survives a power cut."""
+    """A record that was saved survives a power cut; one whose text is damaged does not keep the others from being read.
+
+    The text then has marks for what is no text, and `load` tells whether it makes sense.
+    """
+    connection.text_factory = _text
     cursor = connection.cursor()
     for pragma in (f"busy_timeout={BUSY_MILLISECONDS}", f"journal_mode={journal}", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
