@@ -204,6 +204,7 @@ def test_what_a_killed_training_was_writing_is_removed(tmp_path: Path, state: St
     (folder.model / "model.pt").write_bytes(b"half")
     folder.checkpoint.write_text("weights")
     folder.checkpoint.with_name("checkpoint.pt.4711").write_text("wei")
+    folder.history_file.with_name(".history.json.4711").write_text("[")
 
     async def story() -> None:
         async with running(tmp_path, hangs):

@@ -52,6 +52,8 @@ class StateDir:
                 folder.mkdir(exist_ok=True)
             self._lock.acquire(timeout=LOCK_SECONDS)
             self.card_file.unlink(missing_ok=True)  # a killed server left its own
+            for path in (self.card_file, self.key_file):
+                remove_parts(path)
             self.clean_spool()
         except Timeout:
             raise StateDirBusyError(self._busy_message()) from None
@@ -121,10 +123,12 @@ class StateDir:
             shutil.rmtree(folder, ignore_errors=True)
 
     def api_key(self) -> str:
-        """The key kept in this directory, made at the first call (mode 600)."""
-        if not self.key_file.exists():
-            write_whole(self.key_file, secrets.token_urlsafe(32), mode=0o600)
-        return self.key_file.read_text().strip()
+        """The key kept in this directory, made at the first call (mode 600) and where the file is empty."""
+        key = self.key_file.read_text().strip() if self.key_file.exists() else ""
+        if not key:
+            key = secrets.token_urlsafe(32)
+            write_whole(self.key_file, key, mode=0o600)
+        return key
 
     def _busy_message(self) -> str:
         card = self.card()
@@ -133,9 +137,25 @@ class StateDir:
 
 
 def write_whole(path: Path, text: str, *, mode: int = 0o644) -> None:
-    """Write a small file so that readers see the old text or the new, never a part."""
+    """Write a small file so that readers see the old text or the new, never a part, even after a power cut.
+
+    Raises:
+        OSError: it cannot be written; the old text is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-    temporary.replace(path)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what processes that were killed had written of a file that `write_whole` writes; none may be at it."""
+    for part in path.parent.glob(f".{path.name}.*"):
+        part.unlink(missing_ok=True)

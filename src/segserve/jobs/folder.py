@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from segserve.state import write_whole
+from segserve.state import remove_parts, write_whole
 
 LOG_END_BYTES, LOG_END_LINES, LONGEST_LINE = 4096, 3, 300
 
@@ -36,6 +36,7 @@ class JobFolder:
             shutil.rmtree(folder, ignore_errors=True)
         for part in self.root.glob(f"{self.checkpoint.name}.*"):
             part.unlink(missing_ok=True)
+        remove_parts(self.history_file)
 
     def remove_checkpoint(self) -> None:
         """Give its room back."""
