@@ -36,6 +36,7 @@ def test_a_training_that_found_no_room_can_be_resumed_without_a_checkpoint(tmp_p
 
 
 async def pauses_late(process: Process) -> dict[str, Any]:
+    process.say("stage", stage="training")
     await process.told.wait()
     process.say("trouble", text="The training cannot pause yet.")
     await asyncio.sleep(0.05)
@@ -47,6 +48,7 @@ def test_the_trouble_of_a_checkpoint_is_a_warning_until_there_is_one(tmp_path: P
     async def story() -> None:
         async with running(tmp_path, pauses_late) as (runner, _, _processes):
             job = await runner.submit(spec(), ["The data are few."])
+            await until(lambda: job.stage == "training")
             await runner.pause(job.id)
             await until(lambda: job.trouble)
             classifiers = ClassifierStore(tmp_path)

@@ -17,6 +17,8 @@ from segserve.workers.placement import Call, Placement, Worker, WorkerDiedError
 log = logging.getLogger(__name__)
 
 PAUSE = "pause"
+# They can take minutes, and look out for no pause.
+BEFORE_BATCHES = frozenset({"starting", "weights", "data"})
 MACHINE_TROUBLE = frozenset({503, 507})
 # Too many processes, open files or too little memory just now: nothing is wrong with the training or its folder.
 MOMENTARY = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -24,7 +26,7 @@ MOMENTARY = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 @dataclass(frozen=True)
 class End:
-    """How it ended: `how`, and what the process replied or why it did not.
+    """How it ended: `how`, and what the process replied or why it did not; `paused` also if the server ended it.
 
     Attributes:
         log_end: of one that died.
@@ -68,21 +70,23 @@ class Run:
         try:
             if self._stopped:
                 await worker.stop()
-            if self.job.pause_asked:
-                worker.tell(PAUSE)
             reply = await worker.call(Call("train", body, outputs=outputs, scratch=self.folder.scratch), self._hear)
         except SegserveError as error:
             return End("failed", {}, error.message, blameless=error.status in MACHINE_TROUBLE)
         except WorkerDiedError as error:
+            if self._stopped:
+                return End("paused", {})
             return await self._death(str(error))
         finally:
             self.job.trouble = ""
             await asyncio.shield(worker.stop())
         return End("paused" if reply["outcome"] == "paused" else "finished", reply)
 
-    def pause(self) -> None:
-        """Ask for a checkpoint and an end, after the batch at hand."""
-        if self._worker:
+    async def pause(self) -> None:
+        """Ask for a checkpoint and an end, after the batch at hand; before the first there is nothing to keep."""
+        if self.job.stage in BEFORE_BATCHES:
+            await self.stop()
+        elif self._worker:
             self._worker.tell(PAUSE)
 
     async def stop(self) -> None:

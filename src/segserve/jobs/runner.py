@@ -133,7 +133,7 @@ class Runner:
         self._refuse_when_closing()
         job.pause()
         if job.pause_asked and (run := self._runs.get(identity)):
-            run.pause()
+            await run.pause()
         await self._book.settled(job)
         return job
 
@@ -183,8 +183,7 @@ class Runner:
         """Ask every run that trains for a checkpoint, then end those that have not ended by themselves."""
         runs, tasks = list(self._runs.values()), list(self._tasks.values())
         training = [self._tasks[run.job.id] for run in runs if run.job.stage == "training"]
-        for run in runs:
-            run.pause()
+        await asyncio.gather(*(run.pause() for run in runs))
         if training:
             await asyncio.wait(training, timeout=seconds)
         await asyncio.gather(*(run.stop() for run in runs))
