@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.classifier_client import Training as Polled
 from tests.light_server import Phoenix
 
 ENDLESS, SHORT = 10_000, 3
+UNHEARD = 4  # more epochs than a killed process can have told without having been heard yet
 ENDED = {"completed", "failed", "cancelled"}
 Wish = Literal["run", "pause", "stop", "clear"]
 
@@ -35,7 +37,9 @@ class Known:
     Attributes:
         wish: what was last asked of it.
         short: it may complete.
-        deaths: of its process since it was last asked to run.
+        deaths: of its process since it was last asked to run, or got further.
+        further: the epoch from which on it surely has a checkpoint that is younger than its process's last death.
+        floor: so many finished epochs are in a checkpoint.
         seen: a state that it cannot leave by itself; empty while it may.
         resumable: whether it can be resumed in that state; None if that depends on a checkpoint.
         epochs: how many were last asked for.
@@ -45,6 +49,8 @@ class Known:
     short: bool
     epochs: int
     deaths: int = 0
+    further: float = math.inf
+    floor: int = 0
     seen: str = ""
     resumable: bool | None = False
 
@@ -62,17 +68,30 @@ class Known:
             states = states | {"failed"}
         return states | {"completed"} if self.short and self.wish != "stop" else states
 
-    def see(self, state: str) -> None:
-        """Learn a job's state."""
+    def see(self, state: str, epoch: int) -> None:
+        """Learn a job's state and its last finished epoch."""
+        assert epoch >= self.floor, (self, epoch)
+        self.floor = max(self.floor, epoch - 1)  # an epoch's checkpoint is written before the next one is told
+        if epoch >= self.further:
+            self.deaths, self.further = 0, math.inf
         if state in ENDED or (state == "paused" and self.wish in {"pause", "clear"}):
             self.seen = state
-            self.resumable = {"paused": True, "cancelled": self.wish == "clear", "failed": None}.get(state, False)
+            failed = True if self.floor else None
+            self.resumable = {"paused": True, "cancelled": self.wish == "clear", "failed": failed}.get(state, False)
 
     def wishes(self, wish: Wish) -> None:
         """It was asked for something, and that was granted."""
         self.wish, self.seen, self.resumable = wish, "", False
         if wish == "run":
-            self.deaths = 0
+            self.deaths, self.further = 0, math.inf
+
+    def die(self) -> None:
+        """Its process was killed."""
+        self.deaths, self.further = self.deaths + 1, math.inf
+
+    def lose_server(self) -> None:
+        """What it has done since its record was written is known again only when it goes on."""
+        self.floor, self.further = 0, math.inf
 
 
 class JobMachine(RuleBasedStateMachine):
@@ -98,7 +117,7 @@ class JobMachine(RuleBasedStateMachine):
         assert answer["status"] in known.allowed, (known, answer)
         assert answer["total_epochs"] == known.epochs
         read_status(Polled(job_id, last=answer))
-        known.see(answer["status"])
+        known.see(answer["status"], answer["epoch"])
         return known
 
     def pick(self, number: int) -> str:
@@ -126,12 +145,16 @@ class JobMachine(RuleBasedStateMachine):
             known.wishes("pause")
 
     @precondition(lambda self: self.jobs)
-    @rule(number=st.integers(0, 9), more=st.integers(0, 2))
-    def resume(self, number: int, more: int) -> None:
+    @rule(
+        number=st.integers(0, 9),
+        more=st.integers(0, 2),
+        other=st.sampled_from([{}, {"batch_size": 3}, {"data_path": "/elsewhere"}]),
+    )
+    def resume(self, number: int, more: int, other: Json) -> None:
         job_id = self.pick(number)
         known = self.look_at(job_id)
-        changes = {"epochs": known.epochs + more, "learning_rate": 0.5} if more else None
-        answer = self.client.call("POST", f"/train/{job_id}/resume", changes)
+        changes = {"epochs": known.epochs + more, "learning_rate": 0.5, **other} if more else other
+        answer = self.client.call("POST", f"/train/{job_id}/resume", changes or None)
         if known.seen and known.resumable is not None:
             assert answer.status_code == (200 if known.resumable else 400), (known, answer.text)
         if answer.status_code != 200:
@@ -169,8 +192,10 @@ class JobMachine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["training", "inspector"]))
     def kill_a_worker(self, kind: str) -> None:
         if self.phoenix.kill(kind) and kind == "training":
-            for known in self.jobs.values():
-                known.deaths += known.wish in {"run", "pause"}
+            for job_id, known in self.jobs.items():
+                if known.wish in {"run", "pause"} and not known.seen:
+                    known.die()
+                    known.further = self.look_at(job_id).floor + UNHEARD
 
     @rule(gently=st.booleans())
     def restart(self, gently: bool) -> None:
@@ -178,6 +203,8 @@ class JobMachine(RuleBasedStateMachine):
             self.phoenix.end()
         else:
             self.phoenix.kill()
+            for known in self.jobs.values():
+                known.lose_server()
         self.phoenix.start()
 
     @invariant()
