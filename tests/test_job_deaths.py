@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import Job, State
 from segserve.jobs.store import SqlJobStore
 from segserve.training.progress import KEPT
@@ -20,6 +21,7 @@ from tests.scripted_jobs import (
     FINISHED,
     Process,
     Script,
+    dies,
     hangs,
     kept,
     recorded,
@@ -169,6 +171,36 @@ def test_a_checkpoint_that_the_killed_server_had_not_heard_of_counts(tmp_path: P
             assert call.body["resume"] is True
 
     asyncio.run(story())
+
+
+async def saves_unheard_and_dies(process: Process) -> dict[str, Any]:
+    process.save(heard=False)
+    raise WorkerDiedError("its process was killed", began=True)
+
+
+def test_a_checkpoint_counts_whose_process_died_before_it_told(tmp_path: Path) -> None:
+    """Once: the same one does not forgive the next death."""
+
+    async def story() -> None:
+        async with running(tmp_path, dies, saves_unheard_and_dies, dies) as (runner, _, processes):
+            job = await runner.submit(spec(), [])
+            await until(lambda: job.state == "failed")
+            calls = [process.call_made for _, process in processes.started]
+            assert [call.body["resume"] for call in calls if call] == [False, False, True]
+            assert job.resumable
+
+    asyncio.run(story())
+
+
+def test_a_later_checkpoint_that_the_killed_server_had_not_heard_of_counts(tmp_path: Path) -> None:
+    root, _ = killed_after(tmp_path / "life", saves_and_hangs, submit=True)
+    root, job = killed_after(root, hangs)
+    assert job.outages == 1
+    JobFolder(root / "state" / "jobs", job.id).checkpoint.write_text("newer weights")
+    root, job = killed_after(root, hangs)
+    assert job.outages == 1
+    root, job = killed_after(root, hangs)
+    assert job.outages == 2
 
 
 def test_a_server_that_stops_cleanly_is_no_death(tmp_path: Path) -> None:

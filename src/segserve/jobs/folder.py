@@ -38,6 +38,13 @@ class JobFolder:
             part.unlink(missing_ok=True)
         remove_parts(self.history_file)
 
+    def checkpoint_version(self) -> int:
+        """A number that each new checkpoint changes; 0 if there is none, or the disk does not tell."""
+        try:
+            return self.checkpoint.stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def remove_checkpoint(self) -> None:
         """Give its room back."""
         self.checkpoint.unlink(missing_ok=True)

@@ -31,6 +31,7 @@ class Job(BaseModel):
         latest: the last finished epoch as it was told.
         batch, batches: of the running epoch.
         has_checkpoint: whether it can be resumed.
+        began_with: what `JobFolder.checkpoint_version` was as its last life began.
         pause_asked: a pause has yet to be heeded.
         same_batches: a resume can go on in the middle of an epoch.
         blameless: it ended because memory was cleared or the disk was full: not of itself, nor because nobody wants it.
@@ -61,6 +62,7 @@ class Job(BaseModel):
     final_loss: float = 0.0
     final_accuracy: float = 0.0
     has_checkpoint: bool = False
+    began_with: int = 0
     pause_asked: bool = False
     blameless: bool = False
     same_batches: bool = True
@@ -117,6 +119,11 @@ class Job(BaseModel):
     def note_checkpoint(self) -> None:
         """There is a new checkpoint."""
         self.has_checkpoint, self.same_batches, self.deaths, self.outages, self.trouble = True, True, 0, 0, ""
+
+    def look_back(self, version: int) -> None:
+        """Its life is over, with this version of a checkpoint on disk: a new one counts even if nobody heard of it."""
+        if version not in {0, self.began_with}:
+            self.note_checkpoint()
 
     @property
     def suspect(self) -> bool:

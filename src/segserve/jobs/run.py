@@ -59,6 +59,8 @@ class Run:
             await self._book.in_thread(self.folder.prepare)
         except OSError as error:
             return _not_prepared(error)
+        self.job.began_with = await self._book.in_thread(self.folder.checkpoint_version)
+        self._book.changed(self.job)
         try:
             self._worker = await placement.start(f"training {self.job.id}", "training")
         except (OSError, RuntimeError) as error:  # RuntimeError: of Python, whose threads are processes to the system
@@ -74,6 +76,9 @@ class Run:
         except SegserveError as error:
             return End("failed", {}, error.message, blameless=error.status in MACHINE_TROUBLE)
         except WorkerDiedError as error:
+            version = await self._book.in_thread(self.folder.checkpoint_version)
+            if self.job.state == "training":  # not cancelled
+                self.job.look_back(version)
             if self._stopped:
                 return End("paused", {})
             return await self._death(str(error))

@@ -80,8 +80,7 @@ class Upkeep:
 
     async def _count_outage(self, job: Job) -> None:
         folder = self.folder(job.id)
-        if not job.has_checkpoint and await self._book.in_thread(folder.checkpoint.is_file):
-            job.note_checkpoint()  # the server was killed before it heard of it
+        job.look_back(await self._book.in_thread(folder.checkpoint_version))
         job.count_outage()
         if job.suspect:
             log.warning("job %s: %s", job.id, job.warnings[-1])
