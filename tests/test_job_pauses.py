@@ -55,3 +55,14 @@ def test_a_pause_that_meets_the_export_comes_too_late(tmp_path: Path) -> None:
             await until(lambda: job.state == "completed")
 
     asyncio.run(story())
+
+
+def test_a_training_that_completes_as_everything_is_cleared_is_not_told_as_cancelled(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path, completes_when_told_to_pause) as (runner, _, _processes):
+            job = await runner.submit(spec(), [])
+            await until(lambda: job.stage == "training")
+            assert await runner.clear() == []
+            assert job.state == "completed"
+
+    asyncio.run(story())

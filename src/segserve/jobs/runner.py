@@ -164,16 +164,16 @@ class Runner:
         """Cancel what runs, keeping its checkpoint, and pause what waits; both are on disk when this returns.
 
         Returns:
-            The ids of those that ran.
+            The ids of those that ran and were cancelled, not of any that came to its own end meanwhile.
         """
         waiting = [job for job in self._book.jobs.values() if job.state == "queued"]
         for job in waiting:
             job.pause()
-        running = list(self._runs)
-        self._cleared |= set(running)
+        running = [run.job for run in self._runs.values()]
+        self._cleared |= {job.id for job in running}
         await self._end_runs(CHECKPOINT_SECONDS)
-        await asyncio.gather(*(self._book.settled(job) for job in [*waiting, *map(self._book.get, running)]))
-        return running
+        await asyncio.gather(*(self._book.settled(job) for job in [*waiting, *running]))
+        return [job.id for job in running if job.state == "cancelled"]
 
     def folder(self, identity: str) -> JobFolder:
         """The folder of a job."""
