@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from segserve.jobs.book import Book
+from segserve.jobs.record import Job
+from segserve.jobs.store import SqlJobStore
 from tests.scripted_jobs import kept, running, saves_and_hangs, spec, until
 
 
@@ -41,3 +47,33 @@ def test_a_cancelled_jobs_checkpoint_stays_until_its_record_is_written(
             assert kept(tmp_path)[job.id].state == "cancelled"
 
     asyncio.run(story())
+
+
+def test_a_server_that_stops_waits_for_its_records_once_not_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of another program holds each of them up for as long as SQLite waits."""
+    monkeypatch.setattr("segserve.jobs.book.SETTLE_SECONDS", 0.05)
+    tried: list[str] = []
+
+    async def story() -> None:
+        book = Book(lambda: SqlJobStore(tmp_path / "jobs.sqlite"))
+        await book.open()
+        jobs = [Job(id=f"{number:08x}", spec=spec()) for number in range(9)]
+        for job in jobs:
+            await book.add(job)
+        loop = asyncio.get_running_loop()
+
+        def wait_in_vain(_: SqlJobStore, job: Job) -> NoReturn:
+            tried.append(job.id)
+            loop.call_soon_threadsafe(book.changed, jobs[0])  # news, as everything ends
+            time.sleep(0.2)
+            raise OperationalError(None, None, sqlite3.OperationalError("database is locked"))
+
+        monkeypatch.setattr(SqlJobStore, "save", wait_in_vain)
+        for job in jobs[1:]:
+            book.changed(job)
+        await book.close()
+
+    asyncio.run(story())
+    assert 0 < len(tried) < 8

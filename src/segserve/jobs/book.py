@@ -58,11 +58,7 @@ class Book:
         self._writer.cancel()
         with suppress(asyncio.CancelledError):
             await self._writer
-        for identity in self._unwritten:
-            try:
-                await self._save(self.jobs[identity])
-            except Exception:
-                log.exception("job %s cannot be written down", identity)
+        await self._write_last()
         await asyncio.get_running_loop().run_in_executor(self._records, self._store.close)
         await asyncio.to_thread(self._folders.shutdown)
         self._records.shutdown()
@@ -171,6 +167,18 @@ class Book:
             raise
         if after:
             self.in_background(after)
+
+    async def _write_last(self) -> None:
+        """Write down what is not yet, all within the time that one may take: the server is to end."""
+        saves = {asyncio.create_task(self._save(self.jobs[identity])): identity for identity in self._unwritten}
+        if not saves:
+            return
+        _, late = await asyncio.wait(saves, timeout=SETTLE_SECONDS)
+        for save in late:
+            save.cancel()
+        for outcome, identity in zip(await asyncio.gather(*saves, return_exceptions=True), saves.values(), strict=True):
+            if isinstance(outcome, BaseException):
+                log.error("job %s cannot be written down", identity, exc_info=outcome)
 
     async def _write_down(self) -> None:
         troubled = False
