@@ -13,7 +13,7 @@ import tifffile
 from tests.classifier_client import Json
 from tests.serving import Served
 from tests.tile_client import FIXED_RANGE, TileClient, json_request, metadata_of, pictures, png_url, refused, tile_form
-from tests.tile_networks import pixel_classifier
+from tests.tile_networks import pixel_classifier, wide_classifier
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +181,19 @@ def test_too_many_tiles_are_413(client: TileClient, model: Path) -> None:
     metadata = metadata_of(model, ["t"] * 2049, np.zeros((2049, 1, 1, 3), np.uint8), output="inline")
     parts = tile_form(metadata, np.zeros((2049, 1, 1, 3), np.uint8))
     assert "2048" in refused(client.post_form("/pixel/binary", parts), 413)
+
+
+def test_more_means_than_an_answer_holds_are_413(server: Served, client: TileClient, tmp_path: Path) -> None:
+    classes, count = 90, 10_000
+    folder = wide_classifier(tmp_path / "wide", classes)
+    tiles = np.zeros((count, 1, 1, 3), np.uint8)
+
+    def ask(count: int) -> requests.Response:
+        names = [str(number) for number in range(count)]
+        return client.post_form("/binary", tile_form(metadata_of(folder, names, tiles[:count]), tiles[:count]))
+
+    assert [len(means) for means in ask(2).json()["predictions"].values()] == [classes] * 2
+    alive = server.pids_of("wide")
+    sentence = refused(ask(count), 413)
+    assert all(word in sentence for word in ("10000", "90", "524288", "send 5825 tiles"))
+    assert server.pids_of("wide") == alive != set()

@@ -27,6 +27,12 @@ def pixel_classifier(folder: Path, *, shift: float = 0.0, **metadata: Any) -> Pa
     return _save(folder, nodes, {"weight": WEIGHT.reshape(3, 3, 1, 1), "bias": bias}, metadata)
 
 
+def wide_classifier(folder: Path, classes: int) -> Path:
+    """A folder whose network finds all of its many classes alike."""
+    nodes = [helper.make_node("Conv", ["input", "weight"], ["output"])]
+    return _save(folder, nodes, {"weight": np.zeros((classes, 3, 1, 1), np.float32)}, {}, classes=classes)
+
+
 def telling_network(folder: Path, says: Mapping[str, Any], *, channels: int = 3) -> Path:
     """A file alone, whose network looks at one pixel at a time and says of itself what a training here lets it say."""
     weight = np.concatenate([WEIGHT, -0.7 * WEIGHT], axis=1)[:, :channels, None, None]
@@ -156,13 +162,14 @@ def _save(
     metadata: Mapping[str, Any],
     *,
     channels: int = 3,
+    classes: int = CLASSES,
     says: Mapping[str, Any] | None = None,
 ) -> Path:
     graph = helper.make_graph(
         list(nodes),
         "tiles",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", channels, "h", "w"])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", CLASSES, "h", "w"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", classes, "h", "w"])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

@@ -78,7 +78,7 @@ class LocalWorker:
         self._listeners: dict[int, Listener] = {}
         self._last_lines: deque[str] = deque(maxlen=20)
         self._dead = False
-        self._stopped = False
+        self._ended_for = ""  # why the server itself ended the process
         self._tasks = [asyncio.create_task(self._read_replies()), asyncio.create_task(self._read_log())]
 
     @property
@@ -147,7 +147,8 @@ class LocalWorker:
 
     async def stop(self) -> None:
         """See `Worker`. A worker holds nothing worth saving, so it is killed."""
-        self._dead = self._stopped = True
+        self._dead = True
+        self._ended_for = self._ended_for or "its process was ended by the server"
         self._kill()
         await self._process.wait()
         # Not for ever: a process that a library forked off may keep the pipes open.
@@ -179,8 +180,9 @@ class LocalWorker:
         try:
             while stdout and (line := await stdout.readline()):
                 self._settle(decode(line))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             log.exception("a worker's reply makes no sense")
+            self._ended_for = "its process was ended by the server, which could not make sense of what it said"
             self._kill()
         finally:
             self._dead = True
@@ -224,8 +226,8 @@ class LocalWorker:
 
     def _cause(self) -> str:
         code = self._process.returncode
-        if self._stopped:
-            return "its process was ended by the server"
+        if self._ended_for:
+            return self._ended_for
         if code == KILLED_BY_FORCE:
             return "its process was killed, most likely because the machine ran out of memory"
         if code in KILLED:

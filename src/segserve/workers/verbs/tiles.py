@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segserve.engines.candidates import Wish
+from segserve.errors import TooLargeError
 from segserve.tiles.batch import unless_abandoned
 from segserve.tiles.header import MAX_VALUES_PER_PIXEL, Header, check_tile
 from segserve.tiles.io import read_header, read_image
@@ -31,6 +32,8 @@ log = logging.getLogger("segserve.worker")
 TILES_AT_ONCE = 24
 LARGEST_AT_ONCE = 4
 """How many tiles of the largest size may be in hand at once; of smaller ones as many as take no more memory."""
+MOST_MEANS = 2**19
+"""Of the tiles of a request together; as JSON they must fit into one message to the server, and into its memory."""
 USUAL_BATCH = 16
 LAST_SECONDS = 5.0
 DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "float32": np.dtype("<f4")}
@@ -66,9 +69,11 @@ class TileVerbs:
         if model is None:
             raise RuntimeError("classify needs a loaded model")
         job = _Job(model, request, self._room)
+        tiles = list(_tiles(request))
+        if job.want == "means":
+            _check_means(len(tiles), model.classes)
         futures = [
-            self._tiles.submit(contextvars.copy_context().run, job.run, index, tile)
-            for index, tile in enumerate(_tiles(request))
+            self._tiles.submit(contextvars.copy_context().run, job.run, index, tile) for index, tile in enumerate(tiles)
         ]
         try:
             done = list(job.collected(futures))
@@ -160,6 +165,14 @@ class _Job:
 
     def _abandoned(self) -> bool:
         return self.over or self._request.cancelled()
+
+
+def _check_means(tiles: int, classes: int) -> None:
+    if tiles * classes > MOST_MEANS:
+        raise TooLargeError(
+            f"The means of {tiles} tiles for {classes} classes are {tiles * classes} numbers, and {MOST_MEANS} are the "
+            f"most in one answer: send {max(MOST_MEANS // classes, 1)} tiles at a time."
+        )
 
 
 def _with_defaults(body: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
