@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from http.client import HTTPConnection
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +18,10 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import requests
+from starlette.types import Message
 
 from segserve.api import progress
+from segserve.api.delivery import FileAnswer
 from tests.serving import Served, wait_until
 from tests.small_networks import error_of, save_volume, threshold_network
 
@@ -160,6 +162,33 @@ def test_what_never_comes_and_what_ended_long_ago_is_told_so(monkeypatch: pytest
         assert await watcher == ["done"]
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(("stays", "end"), [(True, "done"), (False, "cancelled")])
+def test_who_leaves_while_the_file_is_sent_has_not_got_it(tmp_path: Path, stays: bool, end: str) -> None:
+    (tmp_path / "labels").write_bytes(bytes(2**18))
+    sent: list[Message] = []
+    left = asyncio.Event()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) == 2 and not stays:
+            left.set()
+
+    async def receive() -> Message:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def story() -> None:
+        book = progress.Progress()
+        stack = AsyncExitStack()
+        stack.enter_context(book.track("a"))
+        answer = FileAnswer(tmp_path / "labels", {}, stack)
+        await answer({"type": "http", "method": "POST", "headers": []}, receive, send)
+        assert [event.event async for event in book.watch("a")] == [end]
+
+    asyncio.run(story())
+    assert sum(len(message.get("body", b"")) for message in sent) == 2**18 or not stays
 
 
 def test_the_head_of_a_stream_keeps_nobody_waiting(server: Served) -> None:

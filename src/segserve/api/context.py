@@ -46,7 +46,7 @@ class RequestContext:
         began = time.monotonic()
         try:
             with self._metrics.in_flight.track_inprogress():
-                await self._app(_normal(scope), receive, answer.send)
+                await self._app(_normal(scope), answer.listening(receive), answer.send)
         except Exception:
             log.exception("a bug: %s %s", scope["method"], scope["path"])
             if answer.status:
@@ -87,7 +87,7 @@ class _Answer:
     """Passes an answer on with the request's id in it, and without its body for HEAD.
 
     Attributes:
-        status: 0 until the answer begins.
+        status: 0 until the answer begins, and for good if the client is known to have gone before.
         size: of the body so far, in bytes.
     """
 
@@ -97,8 +97,22 @@ class _Answer:
         self.without_body = without_body
         self.status = 0
         self.size = 0
+        self._gone = False
+
+    def listening(self, receive: Receive) -> Receive:
+        """`receive`, and whether the client was still there when its answer began."""
+
+        async def listen() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not self.status:
+                self._gone = True
+            return message
+
+        return listen
 
     async def send(self, message: Message) -> None:
+        if self._gone:
+            return
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)[ID_HEADER] = self._identity

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import FileResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from segserve.errors import SegserveError, UnavailableError
 from segserve.state import StateDir
@@ -92,5 +92,15 @@ class FileAnswer(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the file."""
-        async with self._stack:
-            await super().__call__(scope, receive, send)
+        whole = False
+
+        async def watched(message: Message) -> None:
+            nonlocal whole
+            await send(message)
+            whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        with suppress(HungUpError):  # whoever follows the request hears of it as the stack is closed
+            async with self._stack:
+                await super().__call__(scope, receive, watched)
+                if not whole:
+                    raise HungUpError("The client hung up before its answer was whole.")
