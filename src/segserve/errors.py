@@ -87,6 +87,16 @@ class ReadOnlyError(UnavailableError):
         )
 
 
+class NoDescriptorError(UnavailableError):
+    """The system lets the server open no more files."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The server has as many files and connections open as its system allows: send the request again in a few "
+            "seconds."
+        )
+
+
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT} if hasattr(errno, "EDQUOT") else {errno.ENOSPC})
 
 
@@ -99,7 +109,11 @@ def disk_trouble(error: BaseException) -> SegserveError | None:
     """What keeps the server from writing its files, in words; None for every other error."""
     if is_disk_full(error):
         return DiskFullError()
-    return ReadOnlyError() if isinstance(error, OSError) and error.errno == errno.EROFS else None
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return NoDescriptorError()
+    return ReadOnlyError() if error.errno == errno.EROFS else None
 
 
 def printable(text: str) -> str:

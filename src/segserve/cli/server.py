@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import sys
+from functools import partial
+from typing import cast
 
 import typer
 import uvicorn
@@ -12,6 +15,7 @@ from fastapi import FastAPI
 
 from segserve.api.build import api_key, close_core, create_app
 from segserve.cli.banner import banner
+from segserve.cli.connection import Connection
 from segserve.cli.output import fail
 from segserve.cli.sockets import PortTakenError, listen, local_url, url
 from segserve.errors import SegserveError
@@ -51,6 +55,8 @@ def run(settings: Settings) -> None:
     sys.stdout.flush()
     config = uvicorn.Config(
         app,
+        http=cast("type[asyncio.Protocol]", partial(Connection, settings=settings)),
+        ws="none",
         log_config=None,
         access_log=False,
         proxy_headers=False,  # --allow-from means the address that connects, not one that a header claims

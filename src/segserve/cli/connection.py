@@ -1,0 +1,182 @@
+"""One connection of a client: uvicorn's, and an end to those that say nothing, take nothing or ask too early.
+
+uvicorn waits for ever for the head of a request, for the rest of a body that nobody reads, and for a client to take
+its answer; each such connection holds a descriptor, and some hold a running request and its files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from segserve.settings import Settings
+
+UNTAKEN = 5
+"""An answer may wait so many times longer for its client than a request may stall: both ends' systems hold megabytes of
+it, and a slow client is seen to take some only now and then."""
+# After a minute of silence, six questions ten seconds apart. Systems without such options wait two hours.
+PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+
+
+class Connection(HttpToolsProtocol):
+    """An HTTP connection that ends when its client does nothing.
+
+    A request that comes before the one before it is answered is dropped, and the answer closes the connection: uvicorn
+    would stop reading until then, and so not notice that the client hangs up.
+    """
+
+    def __init__(self, *args: Any, settings: Settings, **kwargs: Any) -> None:
+        """As uvicorn makes one; `settings` say how long it may stall."""
+        super().__init__(*args, **kwargs)
+        self._rate = settings.upload_rate
+        self._arrival = _Clock(settings.upload_stall, self._late, self.loop)
+        self._departure = _Clock(settings.upload_stall * UNTAKEN, self._untaken, self.loop)
+        self._received = 0
+        self._left = 0
+        self._too_early = False
+        self._application: ASGIApp = self.app
+        self.app = self._serve
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a request."""
+        super().connection_made(transport)
+        _notice_vanishing(transport.get_extra_info("socket"))
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of all that is not taken
+        self._arrival.start()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        super().connection_lost(exc)
+        self._arrival.stop()
+        self._departure.stop()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what comes; unless it is a request being answered, time is short."""
+        if self._too_early:
+            return
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._arrival.start()
+        else:
+            self._arrival.stop()
+            self._received = 0
+
+    def pause_writing(self) -> None:
+        """The client does not take all of its answer at once."""
+        super().pause_writing()
+        self._left = self.transport.get_write_buffer_size()
+        self._departure.start()
+
+    def resume_writing(self) -> None:
+        """It has taken all of it."""
+        super().resume_writing()
+        self._departure.stop()
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        if self._unanswered():
+            self._too_early = True
+            self.cycle.keep_alive = False
+
+    def on_headers_complete(self) -> None:
+        """Its head is whole."""
+        if not self._too_early:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        if not self._too_early:
+            self._received += len(body)
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """It is whole."""
+        if not self._too_early:
+            super().on_message_complete()
+
+    def _unanswered(self) -> bool:
+        """Whether a request is under way whose client cannot have its whole answer yet."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        # All of the stated length may be out a moment before the application says so.
+        stated = cycle.keep_alive and cycle.response_started and cycle.chunked_encoding is False
+        return not (stated and cycle.expected_content_length == 0)
+
+    def _late(self) -> None:
+        """No head of a request has come in time; the rest of a body that was refused may go on coming."""
+        if self._received > self._rate * self._arrival.seconds:
+            self._received = 0
+            self._arrival.start()
+        else:
+            self.transport.abort()
+
+    def _untaken(self) -> None:
+        """The client has not taken its answer in time; it may have taken some of it."""
+        left = self.transport.get_write_buffer_size()
+        if left < self._left:
+            self._left = left
+            self._departure.start()
+        else:
+            self.transport.abort()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["http_version"] == "1.0":
+            send = self._without_chunks(send)
+        await self._application(scope, receive, send)
+
+    def _without_chunks(self, send: Send) -> Send:
+        """For HTTP/1.0, which knows no chunks: an answer of unknown length ends with its connection."""
+        cycle = self.cycle
+        endless = False
+
+        async def plain(message: Message) -> None:
+            nonlocal endless
+            if message["type"] == "http.response.start" and "content-length" not in Headers(raw=message["headers"]):
+                endless = True
+                cycle.chunked_encoding = False
+            elif endless:
+                cycle.expected_content_length = len(message.get("body", b""))
+            await send(message)
+
+        return plain
+
+
+class _Clock:
+    """Calls `late` some seconds after it was started, unless it is stopped."""
+
+    def __init__(self, seconds: float, late: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        self.seconds = seconds
+        self._late = late
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Start it if it does not run."""
+        if self._timer is None:
+            self._timer = self._loop.call_later(self.seconds, self._ring)
+
+    def stop(self) -> None:
+        """Stop it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._late()
+
+
+def _notice_vanishing(connection: socket.socket) -> None:
+    """Let the system ask a silent client whether it is still there: a machine that was switched off says no goodbye."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in PROBES.items():
+        if option := getattr(socket, name, None):
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
