@@ -146,3 +146,17 @@ def test_what_ends_an_upload_is_told_in_its_progress(strict: Served) -> None:
     assert "event: failed" in stalled
     assert sentence in stalled
     assert "event: cancelled" in gone
+
+
+@pytest.mark.parametrize(
+    ("route", "limit"),
+    [("/api/models", 2**20), ("/api/v1/train", 2**22), ("/api/v1/inference/batch?model_path=x", 2**22)],
+)
+def test_a_small_body_that_is_too_large_is_told_with_both_sizes(server: Served, route: str, limit: int) -> None:
+    body = b" " * (limit + 1000)
+    headers = {"Content-Type": "application/json"}
+    whole = server.post(route, data=body, headers=headers)
+    pieces = server.post(route, data=iter([body[:1000], body[1000:]]), headers=headers)
+    for answer, size in ((whole, f"has {limit + 1000} bytes"), (pieces, f"has more than {limit} bytes")):
+        assert answer.status_code == 413
+        assert f"{size}; a request of this kind may have {limit} at most" in answer.text

@@ -87,7 +87,7 @@ class JsonLimit:
             return
         stated = Headers(scope=scope).get("content-length", "0")
         if stated.isdigit() and int(stated) > LARGEST_JSON:
-            await error_answer(scope["path"], 413, over_limit(LARGEST_JSON))(scope, receive, send)
+            await error_answer(scope["path"], 413, over_limit(LARGEST_JSON, int(stated)))(scope, receive, send)
             return
         pace = Pace(receive, scope["app"].state.settings)
 
@@ -100,6 +100,12 @@ class JsonLimit:
         await self._app(scope, counted, send)
 
 
-def over_limit(limit: int) -> str:
-    """What to say to a body of more than `limit` bytes where a small one is meant."""
-    return f"The request's body is over {human_bytes(limit)}, far more than such a request needs."
+def over_limit(limit: int, stated: int = 0) -> str:
+    """What to say to a body of more than `limit` bytes where a small one is meant.
+
+    Args:
+        limit: in bytes.
+        stated: the bytes that its client says it has, if known.
+    """
+    size = stated if stated > limit else f"more than {limit}"
+    return f"The request's body has {size} bytes; a request of this kind may have {limit} at most."

@@ -57,9 +57,9 @@ async def small_body(request: Request, limit: int) -> bytearray:
 
     def check(size: int) -> None:
         if size > limit:
-            raise TooLargeError(over_limit(limit))
+            raise TooLargeError(over_limit(limit, stated))
 
-    body = bytearray()
+    stated, body = _stated_size(request), bytearray()
     async for chunk in _chunks(request, check):
         body += chunk
     return body
@@ -237,7 +237,9 @@ class _Receiver:
             self._text += data[start:end]
             limit = self._field_limits.get(self._name, MAX_FIELD)
             if len(self._text) > limit:
-                raise TooLargeError(f"The form field {self._name[:60]!r} is over {human_bytes(limit)}.")
+                raise TooLargeError(
+                    f"The form field {self._name[:60]!r} has more than {human_bytes(limit)}, the most that it may have."
+                )
 
     def _part_end(self) -> None:
         self.close()
