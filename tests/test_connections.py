@@ -69,6 +69,14 @@ def test_a_connection_without_a_request_ends(strict: Served, text: str) -> None:
         assert read_to_the_end(connection) == ""
 
 
+def test_a_head_without_end_is_refused(strict: Served) -> None:
+    with connected(strict, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n") as connection:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for number in range(800):
+                connection.sendall(f"X-{number}: {'a' * 100}\r\n".encode())
+        assert read_to_the_end(connection).endswith("65536 bytes at most.")
+
+
 def test_the_rest_of_a_refused_upload_is_not_waited_for_forever(strict: Served) -> None:
     with connected(strict, REFUSED) as connection:
         assert b" 404 " in connection.recv(65536)

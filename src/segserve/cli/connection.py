@@ -20,6 +20,8 @@ from segserve.settings import Settings
 UNTAKEN = 5
 """An answer may wait so many times longer for its client than a request may stall: both ends' systems hold megabytes of
 it, and a slow client is seen to take some only now and then."""
+LARGEST_HEAD = 2**16
+"""Bytes that the method, the path and the headers of a request may take, about: uvicorn would hold any number."""
 # After a minute of silence, six questions ten seconds apart. Systems without such options wait two hours.
 PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
@@ -37,6 +39,7 @@ class Connection(HttpToolsProtocol):
         self._rate = settings.upload_rate
         self._arrival = _Clock(settings.upload_stall, self._late, self.loop)
         self._departure = _Clock(settings.upload_stall * UNTAKEN, self._untaken, self.loop)
+        self._head: int | None = None  # bytes of the head that is coming
         self._received = 0
         self._left = 0
         self._too_early = False
@@ -61,6 +64,10 @@ class Connection(HttpToolsProtocol):
         if self._too_early:
             return
         super().data_received(data)
+        if self._head is not None:
+            self._head += len(data)
+            if self._head > LARGEST_HEAD and not self.transport.is_closing():
+                self.send_400_response(f"The headers of a request may take {LARGEST_HEAD} bytes at most.")
         if self.cycle is None or self.cycle.response_complete:
             self._arrival.start()
         else:
@@ -81,12 +88,14 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
+        self._head = 0
         if self._unanswered():
             self._too_early = True
             self.cycle.keep_alive = False
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
+        self._head = None
         if not self._too_early:
             super().on_headers_complete()
 
