@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 import re
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from segserve import logs
-from segserve.errors import SegserveError
+from segserve.errors import BadInputError, SegserveError
 from segserve.jobs.book import Book
 from segserve.jobs.runner import Runner
 from segserve.jobs.store import SqlJobStore
@@ -25,6 +25,7 @@ from segserve.training.spec import ArchitectureChoice, Hyperparameters, InputCon
 from segserve.workers.placement import Call, Kind, Worker
 from segserve.workers.placement.local import LocalPlacement
 from tests.networks import threshold_network
+from tests.scripted_jobs import Process
 from tests.serving import start_server, wait_until
 from tests.volumes import write
 from tests.watching import json_lines, linux_only
@@ -105,10 +106,14 @@ def test_a_workers_lines_carry_the_job_they_are_for(
 def test_the_runner_tells_its_processes_which_job_they_are_for(tmp_path: Path) -> None:
     told: list[tuple[str, str, str]] = []
 
+    async def refuse(process: Process) -> dict[str, Any]:
+        del process
+        raise BadInputError("no data")
+
     class Refusing:
         async def start(self, label: str, kind: Kind) -> Worker:
             told.append((label, logs.job_id.get(), logs.request_id.get()))
-            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+            return Process(refuse)
 
     async def two_jobs() -> list[str]:
         state = StateDir(tmp_path)
