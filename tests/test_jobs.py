@@ -98,8 +98,8 @@ def test_a_moment_without_processes_costs_no_training(tmp_path: Path, monkeypatc
             await until(lambda: refused >= 6)
             await runner.pause(jobs[0].id)
             await runner.cancel(jobs[1].id)
-            for reason in ("temporarily unavailable", "can't start new thread"):
-                await until(lambda reason=reason: reason in " ".join(jobs[2].warnings))
+            reasons = ("temporarily unavailable", "can't start new thread")
+            await until(lambda: all(reason in " ".join(jobs[2].warnings) for reason in reasons))
             monkeypatch.setattr(processes, "start", start)
             await until(lambda: all(job.state == "completed" for job in jobs[2:]))
             assert [identity for identity, _ in processes.started] == [job.id for job in jobs[2:]]
