@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -54,6 +55,47 @@ def test_what_the_machine_has_not_is_refused_with_both_numbers(monkeypatch: pyte
         raise AssertionError
     with place.taken(2**20, MOST, "t"):
         pass
+
+
+def test_memory_that_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    free, looked = [MOST], threading.Event()
+
+    def look() -> int:
+        looked.set()
+        return free[0]
+
+    monkeypatch.setattr(room, "available_memory", look)
+    place = Room()
+
+    def work() -> None:
+        with place.taken(50, MOST, "t"):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with place.taken(10, MOST, "first"):
+            free[0] = 40
+            looked.clear()
+            waiting = pool.submit(work)
+            assert looked.wait(10)
+            free[0] = MOST
+        waiting.result(10)
+
+
+def test_a_tile_that_nobody_wants_leaves_the_line() -> None:
+    place, hung_up = Room(), threading.Event()
+
+    def work(abandoned: Callable[[], bool]) -> None:
+        with place.taken(MOST, MOST, "t", abandoned):
+            raise AssertionError
+
+    with ThreadPoolExecutor(1) as pool, place.taken(10, MOST, "first"):
+        waiting = pool.submit(work, hung_up.is_set)
+        assert not wait([waiting], 0.2).done
+        hung_up.set()
+        with pytest.raises(CancelledError):
+            waiting.result(10)
+        with place.taken(10, MOST, "behind it"):
+            pass
 
 
 def test_a_tile_needs_room_for_its_values_and_its_map() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
 from segserve.devices import available_memory
 from segserve.errors import TooLargeError, human_bytes
+from segserve.tiles.batch import CHECK_SECONDS
 from segserve.tiles.header import Header
 
 FLOAT_BYTES = 4
@@ -28,22 +30,32 @@ class Room:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, need: int, most: int, name: str) -> Iterator[None]:
+    def taken(self, need: int, most: int, name: str, abandoned: Callable[[], bool] = lambda: False) -> Iterator[None]:
         """Hold `need` bytes of `most`, all of it if that is not enough; blocks until they are there.
 
         Raises:
-            TooLargeError: the machine has not as much for tile `name`.
+            TooLargeError: the machine has not as much for tile `name`, although no other is in hand.
+            CancelledError: it was abandoned first.
         """
         with self._turn, self._changed:  # one waits for room, the others behind it: large tiles come to their turn
-            self._changed.wait_for(lambda: not self._taken or self._taken + need <= most)
+            while not abandoned() and not self._fits(need, most, name):
+                self._changed.wait(CHECK_SECONDS)
+            if abandoned():
+                raise CancelledError
             self._taken += need
         try:
-            _check_memory(need, name)
             yield
         finally:
             with self._changed:
                 self._taken -= need
                 self._changed.notify()
+
+    def _fits(self, need: int, most: int, name: str) -> bool:
+        """Whether there is room now; memory that is short while others hold some may be theirs, and is waited for."""
+        if self._taken:
+            return self._taken + need <= most and need <= available_memory()
+        _check_memory(need, name)
+        return True
 
 
 def _check_memory(need: int, name: str) -> None:

@@ -131,12 +131,10 @@ class _Job:
         check_tile(header, tile.name, self._max_pixels, self._max_bytes)
         self._model.check_channels(header.channels, self._recipe, tile.name)
         need = tile_need(header, self._model.classes)
-        with self._room.taken(need, LARGEST_AT_ONCE * self._max_bytes, tile.name):
+        with self._room.taken(need, LARGEST_AT_ONCE * self._max_bytes, tile.name, self._abandoned):
             return self._classified(index, tile)
 
     def _classified(self, index: int, tile: _Tile) -> _Done:
-        if self._abandoned():
-            raise CancelledError
         found = self._model.classify(
             tile.read(),
             self._recipe,
