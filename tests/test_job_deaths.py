@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from tests.scripted_jobs import (
     saves_and_hangs,
     spec,
     until,
+    waits_for_pause,
 )
 
 
@@ -201,6 +203,41 @@ def test_a_later_checkpoint_that_the_killed_server_had_not_heard_of_counts(tmp_p
     assert job.outages == 1
     root, job = killed_after(root, hangs)
     assert job.outages == 2
+
+
+def test_a_server_killed_as_a_training_starts_takes_its_old_checkpoint_for_no_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a resume with another batch size an epoch must not go on in the middle."""
+    prepare, may_go_on = JobFolder.prepare, threading.Event()
+
+    def prepare_late(folder: JobFolder) -> None:
+        may_go_on.wait(10)
+        prepare(folder)
+
+    async def killed() -> JobFolder:
+        async with running(tmp_path / "life", waits_for_pause, hangs) as (runner, _, _processes):
+            job = await runner.submit(spec(batch_size=8), [])
+            await until(lambda: job.stage == "training")
+            await runner.pause(job.id)
+            await until(lambda: job.state == "paused" and not runner.folder(job.id).model.exists())
+            monkeypatch.setattr(JobFolder, "prepare", prepare_late)
+            await runner.resume(job.id, spec(batch_size=4))
+            await until(lambda: kept(tmp_path / "life")[job.id].state == "training")
+            folder = recorded(tmp_path / "next", kept(tmp_path / "life")[job.id])
+            shutil.copytree(runner.folder(job.id).root, folder.root)
+            may_go_on.set()
+            return folder
+
+    async def next_life() -> None:
+        async with running(tmp_path / "next", hangs) as (_, _book, processes):
+            await until(lambda: processes.started and processes.started[0][1].call_made)
+            call = processes.started[0][1].call_made
+            assert call
+            assert (call.body["resume"], call.body["same_batches"]) == (True, False)
+
+    assert asyncio.run(killed()).checkpoint.exists()
+    asyncio.run(next_life())
 
 
 def test_a_server_that_stops_cleanly_is_no_death(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Job(BaseModel):
         latest: the last finished epoch as it was told.
         batch, batches: of the running epoch.
         has_checkpoint: whether it can be resumed.
-        began_with: what `JobFolder.checkpoint_version` was as its last life began.
+        began_with: what `JobFolder.checkpoint_version` was as its last life began; None until that has been looked up.
         pause_asked: a pause has yet to be heeded.
         same_batches: a resume can go on in the middle of an epoch.
         blameless: it ended because memory was cleared or the disk was full: not of itself, nor because nobody wants it.
@@ -62,7 +62,7 @@ class Job(BaseModel):
     final_loss: float = 0.0
     final_accuracy: float = 0.0
     has_checkpoint: bool = False
-    began_with: int = 0
+    began_with: int | None = 0
     pause_asked: bool = False
     blameless: bool = False
     same_batches: bool = True
@@ -122,13 +122,17 @@ class Job(BaseModel):
 
     def look_back(self, version: int) -> None:
         """Its life is over, with this version of a checkpoint on disk: a new one counts even if nobody heard of it."""
-        if version not in {0, self.began_with}:
+        if self.began_with is not None and version not in {0, self.began_with}:
             self.note_checkpoint()
 
     @property
     def suspect(self) -> bool:
         """Whether it may be what ends the server: that keeps happening while it trains, and it gets no further."""
         return self.outages >= MANY_OUTAGES
+
+    def start(self) -> None:
+        """Its turn has come. What its last life began with must not be taken for what this one begins with."""
+        self.state, self.stage, self.began_with = "training", "starting", None
 
     def stop(self, otherwise: State) -> None:
         """Its process is gone before the end: it is paused if that was asked for, or else in another state."""

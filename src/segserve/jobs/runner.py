@@ -204,7 +204,7 @@ class Runner:
         for job in sorted(ready, key=lambda j: j.enqueued):
             if not self._free or self._closing:
                 return
-            job.state, job.stage = "training", "starting"
+            job.start()
             run = Run(job, self.folder(job.id), self._free.pop(0), self._book)
             self._runs[job.id] = run
             self._tasks[job.id] = asyncio.create_task(self._train(run))
