@@ -77,6 +77,15 @@ def test_a_head_without_end_is_refused(strict: Served) -> None:
         assert read_to_the_end(connection).endswith("65536 bytes at most.")
 
 
+def test_trailers_without_end_are_refused(strict: Served) -> None:
+    head = "POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Trailer: "
+    with connected(strict, head) as connection:
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(800):
+                connection.sendall(b"a" * 100)
+        assert read_to_the_end(connection).endswith("65536 bytes at most.")
+
+
 def test_the_rest_of_a_refused_upload_is_not_waited_for_forever(strict: Served) -> None:
     with connected(strict, REFUSED) as connection:
         assert b" 404 " in connection.recv(65536)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import socket
 import struct
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +24,7 @@ import SimpleITK as sitk
 
 from tests.serving import Served, start_server, wait_until
 from tests.small_networks import Array, assert_labels, save_volume, threshold_network
+from tests.tile_client import okhttp_form
 
 FINE = {"patch_size": 4, "patch_stride": 1}
 PATIENCE, PULSE, READ_TIMEOUT = 1.0, 0.1, 4.0
@@ -39,6 +43,15 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that takes a minute for long, with the same model."""
+    served = start_server(tmp_path_factory.mktemp("patient") / "state", "--answer-pulse", "0.2")
+    served.load("fine", threshold_network(served.state_dir.parent / "fine.onnx", 100), inference_config=FINE)
+    yield served
+    served.stop()
+
+
+@pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Array]:
     """A volume, and its labels."""
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
@@ -49,6 +62,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Array]:
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("endless") / "endless.nii.gz"
     save_volume(path, (104, 104, 104), dtype=np.uint8)
+    save_volume(path.with_name("small.nii.gz"), (6, 6, 6))
     return path
 
 
@@ -58,6 +72,17 @@ def send(served: Served, image: Path, **kwargs: Any) -> requests.Response:
         return served.post(
             "/api/infer", data={"model_name": "fine"}, files={"image": stream}, timeout=READ_TIMEOUT, **kwargs
         )
+
+
+@contextmanager
+def asking(served: Served, image: Path, version: str, headers: str) -> Iterator[socket.socket]:
+    """A connection on which a volume was sent."""
+    body, kind = okhttp_form({"image": (image.name, image.read_bytes()), "model_name": (None, b"fine")})
+    address = urlsplit(served.url)
+    head = f"POST /api/infer {version}\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n{headers}"
+    with socket.create_connection((address.hostname or "", address.port or 80), timeout=60) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        yield connection
 
 
 def spool_is_empty(served: Served) -> bool:
@@ -90,6 +115,31 @@ def test_a_long_answer_outlives_a_short_time_out_and_every_reader_takes_it(
     assert "X-Segserve-Patches" not in answer.headers
     assert "segmentation.nii.gz" in answer.headers["Content-Disposition"]
     wait_until(lambda: spool_is_empty(hasty), 10, "the answer left a file behind")
+
+
+def test_an_answer_that_is_not_that_long_keeps_its_headers_and_outlives_a_time_out_too(
+    patient: Served, scan: tuple[Path, Array]
+) -> None:
+    image, labels = scan
+    began = time.monotonic()
+    with patient.standstill("fine", 1.5 * READ_TIMEOUT):
+        answer = send(patient, image)
+    assert time.monotonic() - began > READ_TIMEOUT
+    assert_labels(answer, labels)
+    assert answer.headers["X-Segserve-Patches"]
+
+
+@pytest.mark.parametrize(("wish", "signs"), [("Connection: keep-alive\r\n", True), ("", False)])
+def test_only_who_wants_to_keep_the_connection_gets_signs_of_life(
+    patient: Served, scan: tuple[Path, Array], wish: str, signs: bool
+) -> None:
+    with patient.standstill("fine", 1.5), asking(patient, scan[0], "HTTP/1.1", wish) as connection:
+        received = connection.recv(65536)
+        while b" 200 OK" not in received:
+            received += connection.recv(65536)
+    before = received.partition(b"HTTP/1.1 200 OK")[0]
+    assert before.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"") == b""
+    assert (b"100" in before) == signs
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
@@ -135,6 +185,18 @@ def test_a_failure_after_the_beginning_breaks_the_connection(hasty: Served, endl
     assert "[broken-1]" in next(line for line in log.splitlines() if "broken off" in line)
     assert "a bug" not in log
     wait_until(lambda: spool_is_empty(hasty), 10, "the broken answer left a file behind")
+
+
+def test_a_failure_after_the_beginning_looks_like_no_end_without_chunks_either(hasty: Served, endless: Path) -> None:
+    assert send(hasty, endless.with_name("small.nii.gz")).ok  # its process is up
+    (worker,) = hasty.workers()
+    with asking(hasty, endless, "HTTP/1.0", "") as connection:
+        received = connection.recv(65536)
+        while HEADER not in received:
+            received += connection.recv(65536)
+        worker.kill()
+        with pytest.raises(ConnectionResetError):
+            connection.makefile("rb").read()
 
 
 def test_a_client_that_goes_after_the_beginning_ends_the_work(hasty: Served, endless: Path, tmp_path: Path) -> None:

@@ -104,7 +104,10 @@ def test_not_ready_when_the_disk_is_nearly_full_or_the_server_shuts_down(
     assert (closing.status_code, closing.json()["reasons"]) == (503, ["The server is shutting down."])
 
 
-@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, "its disk is full"), (errno.EROFS, "it is read-only")])
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [(errno.ENOSPC, "its disk is full"), (errno.EROFS, "it is read-only"), (errno.EMFILE, "too many files are open")],
+)
 def test_not_ready_when_nothing_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: str
 ) -> None:

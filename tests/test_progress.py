@@ -18,10 +18,13 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 import requests
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import Message
 
 from segserve.api import progress
-from segserve.api.delivery import FileAnswer
+from segserve.api.delivery import FileAnswer, Wanted
+from segserve.api.slicer.early import GZIP_HEADER, EarlyAnswer
 from tests.serving import Served, wait_until
 from tests.small_networks import error_of, save_volume, threshold_network
 
@@ -164,9 +167,11 @@ def test_what_never_comes_and_what_ended_long_ago_is_told_so(monkeypatch: pytest
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize(("stays", "end"), [(True, "done"), (False, "cancelled")])
-def test_who_leaves_while_the_file_is_sent_has_not_got_it(tmp_path: Path, stays: bool, end: str) -> None:
-    (tmp_path / "labels").write_bytes(bytes(2**18))
+def test_who_leaves_while_the_file_is_sent_has_not_got_it(tmp_path: Path, stays: bool, end: str, early: bool) -> None:
+    labels, scope = tmp_path / "labels", {"type": "http", "method": "POST", "headers": []}
+    labels.write_bytes(GZIP_HEADER + bytes(2**18 - len(GZIP_HEADER)))
     sent: list[Message] = []
     left = asyncio.Event()
 
@@ -183,8 +188,12 @@ def test_who_leaves_while_the_file_is_sent_has_not_got_it(tmp_path: Path, stays:
         book = progress.Progress()
         stack = AsyncExitStack()
         stack.enter_context(book.track("a"))
-        answer = FileAnswer(tmp_path / "labels", {}, stack)
-        await answer({"type": "http", "method": "POST", "headers": []}, receive, send)
+        answer: Response = FileAnswer(labels, {}, stack)
+        if early:
+            wanted: Wanted[Any] = Wanted(Request(scope, receive), asyncio.sleep(0, {"warnings": []}))
+            stack.push_async_callback(wanted.aclose)
+            answer = EarlyAnswer(wanted, labels, {}, stack, pulse=60)
+        await answer(scope, receive, send)
         assert [event.event async for event in book.watch("a")] == [end]
 
     asyncio.run(story())

@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     max_voxels: int = Field(2**31, gt=0, description="Most voxels in one volume.")
     max_waiting: int = Field(16, ge=0, description="Requests that may wait for one model; one more is answered 503.")
     answer_patience: float = Field(
-        50.0, gt=0, description="Seconds after which the answer to a volume is begun before its labels are there."
+        240.0, gt=0, description="Seconds after which the answer to a volume is begun before its labels are there."
     )
     answer_pulse: float = Field(20.0, gt=0, description="Seconds between the signs of life of such an answer.")
     model_idle: float = Field(

@@ -18,6 +18,10 @@ from segserve.state import StateDir
 Result = TypeVar("Result")
 
 
+SIGN_OF_LIFE = "segserve.sign_of_life"
+"""Key of a request's extensions: tells the client that the answer will come; there only where the server can."""
+
+
 class HungUpError(UnavailableError):
     """The client is gone; nobody hears the answer."""
 
@@ -31,6 +35,23 @@ async def request_folder(state: StateDir) -> AsyncIterator[Path]:
         yield folder
     finally:
         await asyncio.to_thread(scratch.__exit__, None, None, None)
+
+
+@asynccontextmanager
+async def signs_of_life(request: Request, pulse: float) -> AsyncIterator[None]:
+    """Meanwhile let the client know every `pulse` seconds that its answer will come, until that begins."""
+    tell = request.scope.get("extensions", {}).get(SIGN_OF_LIFE)
+
+    async def repeat() -> None:
+        while tell:
+            await asyncio.sleep(pulse)
+            tell()
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
 
 
 class Wanted(Generic[Result]):
@@ -62,6 +83,11 @@ class Wanted(Generic[Result]):
         if self._gone.done():
             raise HungUpError("The client hung up.")
         raise TimeoutError
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the client is gone; once it has its answer, it may be."""
+        return self._gone.done()
 
     async def aclose(self) -> None:
         """Stop the work if it is not done."""

@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from segserve.api.delivery import SIGN_OF_LIFE
 from segserve.settings import Settings
 
 UNTAKEN = 5
 """An answer may wait so many times longer for its client than a request may stall: both ends' systems hold megabytes of
 it, and a slow client is seen to take some only now and then."""
 LARGEST_HEAD = 2**16
-"""Bytes that the method, the path and the headers of a request may take, about: uvicorn would hold any number."""
+"""Bytes that the headers of a request may take, about, and what may follow its body: uvicorn would hold any number."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # After a minute of silence, six questions ten seconds apart. Systems without such options wait two hours.
 PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
+# What is not sent is thrown away, and the other end told so. Windows' fields are short.
+AT_ONCE = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class Connection(HttpToolsProtocol):
@@ -39,7 +46,7 @@ class Connection(HttpToolsProtocol):
         self._rate = settings.upload_rate
         self._arrival = _Clock(settings.upload_stall, self._late, self.loop)
         self._departure = _Clock(settings.upload_stall * UNTAKEN, self._untaken, self.loop)
-        self._head: int | None = None  # bytes of the head that is coming
+        self._unheard = 0  # bytes since the parser last made anything of them
         self._received = 0
         self._left = 0
         self._too_early = False
@@ -63,11 +70,10 @@ class Connection(HttpToolsProtocol):
         """Take what comes; unless it is a request being answered, time is short."""
         if self._too_early:
             return
+        self._unheard += len(data)
         super().data_received(data)
-        if self._head is not None:
-            self._head += len(data)
-            if self._head > LARGEST_HEAD and not self.transport.is_closing():
-                self.send_400_response(f"The headers of a request may take {LARGEST_HEAD} bytes at most.")
+        if self._unheard > LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse_headers()
         if self.cycle is None or self.cycle.response_complete:
             self._arrival.start()
         else:
@@ -88,19 +94,20 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._head = 0
+        self._unheard = 0
         if self._unanswered():
             self._too_early = True
             self.cycle.keep_alive = False
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
-        self._head = None
+        self._unheard = 0
         if not self._too_early:
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
+        self._unheard = 0
         if not self._too_early:
             self._received += len(body)
             super().on_body(body)
@@ -109,6 +116,12 @@ class Connection(HttpToolsProtocol):
         """It is whole."""
         if not self._too_early:
             super().on_message_complete()
+
+    def _refuse_headers(self) -> None:
+        if self.cycle and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # what follows a body, in the middle of its answer
+        else:
+            self.send_400_response(f"The headers of a request may take {LARGEST_HEAD} bytes at most.")
 
     def _unanswered(self) -> bool:
         """Whether a request is under way whose client cannot have its whole answer yet."""
@@ -138,10 +151,27 @@ class Connection(HttpToolsProtocol):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["http_version"] == "1.0":
-            send = self._without_chunks(send)
+            await self._serve_without_chunks(scope, receive, send)
+            return
+        if (b"connection", b"keep-alive") in [(name, value.lower()) for name, value in scope["headers"]]:
+            scope = {**scope, "extensions": {**scope.get("extensions", {}), SIGN_OF_LIFE: self._sign_of_life()}}
         await self._application(scope, receive, send)
 
-    def _without_chunks(self, send: Send) -> Send:
+    def _sign_of_life(self) -> Callable[[], None]:
+        """Gives what tells the client, before its answer begins, that it will come.
+
+        RFC 9110, 15.2, lets any number of such interim answers precede the answer. Only for clients that ask to keep
+        the connection: a proxy, some of which take none that they have not asked for, does not pass that wish on.
+        """
+        cycle = self.cycle
+
+        def tell() -> None:
+            if not (cycle.response_started or cycle.disconnected):
+                self.transport.write(CONTINUE)
+
+        return tell
+
+    async def _serve_without_chunks(self, scope: Scope, receive: Receive, send: Send) -> None:
         """For HTTP/1.0, which knows no chunks: an answer of unknown length ends with its connection."""
         cycle = self.cycle
         endless = False
@@ -155,7 +185,17 @@ class Connection(HttpToolsProtocol):
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 
-        return plain
+        try:
+            await self._application(scope, receive, plain)
+        finally:
+            if endless and not cycle.response_complete:
+                self._break_off()
+
+    def _break_off(self) -> None:
+        """End the connection as nothing whole ends: without chunks, a plain end would be the answer's."""
+        with suppress(OSError):
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+        self.transport.abort()
 
 
 class _Clock:
@@ -185,7 +225,8 @@ class _Clock:
 
 def _notice_vanishing(connection: socket.socket) -> None:
     """Let the system ask a silent client whether it is still there: a machine that was switched off says no goodbye."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in PROBES.items():
-        if option := getattr(socket, name, None):
-            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    with suppress(OSError):  # it has gone already
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in PROBES.items():
+            if option := getattr(socket, name, None):
+                connection.setsockopt(socket.IPPROTO_TCP, option, value)

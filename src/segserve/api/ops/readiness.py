@@ -9,7 +9,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from segserve.errors import DiskFullError, ReadOnlyError, human_bytes
+from segserve.errors import DiskFullError, NoDescriptorError, ReadOnlyError, human_bytes
 from segserve.jobs.book import Book
 from segserve.state import StateDir
 from segserve.workers.placement.watched import WatchedPlacement
@@ -71,6 +71,8 @@ class Readiness:
             return "The state directory cannot be written: its disk is full."
         except ReadOnlyError:
             return "The state directory cannot be written: it is read-only."
+        except NoDescriptorError:
+            return "The state directory cannot be written: too many files are open."
         except OSError as error:
             return f"The state directory cannot be written: {error.strerror}."
         return f"The state directory's disk has only {human_bytes(free)} left." if free < LEAST_FREE else ""

@@ -69,10 +69,12 @@ class EarlyAnswer(Response):
     async def _wait(self, send: Send) -> None:
         while True:
             try:
-                await self._wanted.result(self._pulse)
+                outcome = await self._wanted.result(self._pulse)
             except TimeoutError:
                 await _send_part(send, EMPTY_BLOCK)
             else:
+                for warning in outcome["warnings"]:  # too late for a header
+                    log.warning("%s", warning)
                 return
 
     async def _send_labels(self, send: Send) -> None:
@@ -82,6 +84,8 @@ class EarlyAnswer(Response):
                 raise RuntimeError("the label map has no plain gzip header")
             while chunk := await asyncio.to_thread(stream.read, CHUNK):
                 await _send_part(send, chunk)
+        if self._wanted.given_up:
+            raise HungUpError("The client hung up before its answer was whole.")
         await send({"type": "http.response.body"})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from segserve.api.delivery import FileAnswer, Wanted, request_folder, unless_hung_up
+from segserve.api.delivery import FileAnswer, Wanted, request_folder, signs_of_life, unless_hung_up
 from segserve.api.slicer.door import Door
 from segserve.api.slicer.early import EarlyAnswer
 from segserve.api.uploads import Form, receive_form
@@ -38,6 +38,7 @@ async def infer(request: Request, door: Door, state: StateDir, settings: Setting
         folder = await stack.enter_async_context(request_folder(state))
         form = await receive_form(request, folder, file_parts=frozenset({IMAGE}), limit=settings.max_upload)
         began = asyncio.get_running_loop().time()
+        await stack.enter_async_context(signs_of_life(request, settings.answer_pulse))
         name = form.fields.get("model_name", "")
         if not name:
             door.default()  # the protocol says "no model" before "no image", but "no image" before "no such model"
