@@ -63,7 +63,7 @@ class Run:
         self._book.changed(self.job)
         try:
             self._worker = await placement.start(f"training {self.job.id}", "training")
-        except (OSError, RuntimeError) as error:  # RuntimeError: of Python, whose threads are processes to the system
+        except OSError as error:
             return _not_started(error)
         return await self._life(self._worker, body)
 
@@ -151,8 +151,8 @@ class Run:
         self._book.in_background(self.folder.write_history, list(self._history))
 
 
-def _not_started(error: OSError | RuntimeError) -> End:
-    why = (error.strerror if isinstance(error, OSError) else None) or error
+def _not_started(error: OSError) -> End:
+    why = error.strerror or error
     reason = f"The server could not start this training's process when its turn came ({why}), and waited to try again."
     return End("not started", {}, reason)
 

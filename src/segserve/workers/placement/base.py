@@ -82,5 +82,9 @@ class Placement(Protocol):
     """Starts workers."""
 
     async def start(self, label: str, kind: Kind) -> Worker:
-        """Start a worker of a kind; `label` names it to whoever lists processes."""
+        """Start a worker of a kind; `label` names it to whoever lists processes.
+
+        Raises:
+            OSError: it cannot be started now.
+        """
         ...

@@ -7,9 +7,11 @@ operating system that not all of them give.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from segserve.workers.wire import MAX_LINE, decode, encode
 
 log = logging.getLogger(__name__)
 
+MARK = "SEGSERVE_START"  # in a worker's environment
 CANCEL_SECONDS = 10.0
 LOG_SECONDS = 1.0
 KILLED_BY_FORCE = -getattr(signal, "SIGKILL", 9)
@@ -48,16 +51,31 @@ class LocalPlacement:
         flags += ["--debug"] if self._debug else []
         # -P: the folder that the server happens to be started in is no place to take code from.
         command = [sys.executable, "-P", "-m", "segserve.workers.process", *flags, "--", label]
-        # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, env=_environment(), **_detached()
-        )
+        mark = secrets.token_hex(8)
+        try:
+            # A session of its own: Ctrl-C in the server's terminal is the server's to handle.
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=MAX_LINE, env=_environment(mark), **_detached()
+            )
+        except RuntimeError as error:
+            # Of Python, which watches some systems' processes in threads, and has begun the process by then.
+            _end_marked(mark)
+            raise OSError(errno.EAGAIN, str(error)) from None
         return LocalWorker(process, self._log_format)
 
 
-def _environment() -> dict[str, str]:
-    """Ours, and CUDA's devices in the driver's order, by which the server counts them."""
-    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
+def _environment(mark: str) -> dict[str, str]:
+    """Ours, CUDA's devices in the driver's order, by which the server counts them, and what tells this process."""
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ, MARK: mark}
+
+
+def _end_marked(mark: str) -> None:
+    """End the process of this mark, if there is one: nobody else would, as starting it is said to have failed."""
+    with suppress(psutil.Error, OSError):
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.environ().get(MARK) == mark:
+                    child.kill()
 
 
 def _detached() -> dict[str, Any]:
