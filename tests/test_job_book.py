@@ -49,6 +49,30 @@ def test_a_cancelled_jobs_checkpoint_stays_until_its_record_is_written(
     asyncio.run(story())
 
 
+def test_a_cancelled_jobs_checkpoint_makes_room_for_its_record_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = SqlJobStore.save
+
+    async def story() -> None:
+        async with running(tmp_path, saves_and_hangs) as (runner, _, _processes):
+            job = await runner.submit(spec(), [])
+            checkpoint = runner.folder(job.id).checkpoint
+            await until(lambda: kept(tmp_path)[job.id].has_checkpoint)
+
+            def save_if_there_is_room(store: SqlJobStore, job: Job) -> None:
+                if checkpoint.exists():
+                    raise OperationalError(None, None, sqlite3.OperationalError("database or disk is full"))
+                save(store, job)
+
+            monkeypatch.setattr(SqlJobStore, "save", save_if_there_is_room)
+            assert (await runner.cancel(job.id)).state == "cancelled"
+            await until(lambda: kept(tmp_path)[job.id].state == "cancelled")
+            assert not checkpoint.exists()
+
+    asyncio.run(story())
+
+
 def test_a_server_that_stops_waits_for_its_records_once_not_for_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,8 @@ class Book:
 
         Args:
             job: what has changed.
-            after: work on its folder that may not be done before, done as soon as the change is on disk.
+            after: work on its folder that frees room, done as soon as the change is on disk and not before, unless
+                the disk is too full for that.
         """
         self._tell(job.id)
         if after:
@@ -161,8 +162,10 @@ class Book:
         copy, after = job.model_copy(deep=True), self._after.pop(job.id, None)
         try:
             await asyncio.get_running_loop().run_in_executor(self._records, self._store.save, copy)
-        except BaseException:
-            if after:
+        except BaseException as error:
+            if after and isinstance(_trouble(error), DiskFullError):
+                self.in_background(after)  # what it frees may be all the room that there is for the record
+            elif after:
                 self._after.setdefault(job.id, after)
             raise
         if after:
@@ -203,7 +206,7 @@ class Book:
                     log.exception("job %s cannot be written down", identity)
 
 
-def _trouble(error: Exception) -> SegserveError | None:
+def _trouble(error: BaseException) -> SegserveError | None:
     """What is wrong with the disk, from the system's error or SQLite's words for it; None if something else is."""
     text = str(error)
     if "disk is full" in text:
