@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,8 +15,8 @@ from segserve.errors import DiskFullError
 from segserve.jobs import upkeep
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import Job
-from segserve.models.classifiers import ClassifierStore
-from tests.scripted_jobs import Process, completes, hangs, recorded, running, saves_and_hangs, spec, until
+from segserve.models.classifiers import Classifier, ClassifierStore
+from tests.scripted_jobs import Process, completes, hangs, kept, recorded, running, saves_and_hangs, spec, until
 
 
 async def finds_no_room(process: Process) -> dict[str, Any]:
@@ -89,6 +90,63 @@ def test_a_disk_that_cannot_be_written_is_told_and_survived(
             await until(lambda: job.state == "completed")
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("way", ["room again", "cancelled", "cleared", "server stopped"])
+def test_a_finished_model_waits_while_no_file_can_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    publish, refused = ClassifierStore.publish, 0
+    monkeypatch.setattr("segserve.jobs.runner.PUBLISH_AGAIN_SECONDS", 0.02 if way == "room again" else 3600.0)
+
+    def refuse(store: ClassifierStore, *described: Any) -> Classifier:
+        nonlocal refused
+        refused += 1
+        if refused > 2:
+            return publish(store, *described)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def story() -> None:
+        monkeypatch.setattr(ClassifierStore, "publish", refuse)
+        monkeypatch.setattr("segserve.jobs.runner.CLOSE_SECONDS", 0.05)
+        monkeypatch.setattr("segserve.jobs.runner.CHECKPOINT_SECONDS", 0.05)
+        async with running(tmp_path, completes) as (runner, _, processes):
+            job = await runner.submit(spec(), [])
+            await until(lambda: refused)
+            if way == "room again":
+                await until(lambda: job.state == "completed")
+                assert len(processes.started) == 1
+            elif way == "cancelled":
+                await runner.cancel(job.id)
+                await until(lambda: not runner.folder(job.id).model.exists())
+            elif way == "cleared":
+                assert await runner.clear() == [job.id]
+                assert job.resumable
+
+    asyncio.run(story())
+    (job,) = kept(tmp_path).values()
+    assert job.state == {"room again": "completed", "server stopped": "queued"}.get(way, "cancelled")
+    assert len(ClassifierStore(tmp_path / "state" / "models", tmp_path).all_own()) == (way == "room again")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders are not opened here")
+def test_a_model_whose_folder_cannot_be_opened_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It will be published again, and is not to be there twice."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    store, made = ClassifierStore(tmp_path / "models", tmp_path), tmp_path / "made"
+    made.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("segserve.models.classifiers.os.open", refuse)
+        with pytest.raises(OSError, match="Too many"):
+            store.publish(made, "unet", {})
+    assert store.all_own() == []
+    store.publish(made, "unet", {})
+    assert len(store.all_own()) == 1
 
 
 def test_a_clock_that_is_set_back_does_not_change_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

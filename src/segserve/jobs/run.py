@@ -49,7 +49,7 @@ class Run:
         self.device = device
         self._book = book
         self._worker: Worker | None = None
-        self._stopped = False
+        self._stopped = asyncio.Event()
         self._history: list[dict[str, Any]] = []
         self._working = False
 
@@ -70,7 +70,7 @@ class Run:
     async def _life(self, worker: Worker, body: dict[str, Any]) -> End:
         outputs = {"model": self.folder.model, "checkpoint": self.folder.checkpoint}
         try:
-            if self._stopped:
+            if self._stopped.is_set():
                 await worker.stop()
             reply = await worker.call(Call("train", body, outputs=outputs, scratch=self.folder.scratch), self._hear)
         except SegserveError as error:
@@ -79,7 +79,7 @@ class Run:
             version = await self._book.in_thread(self.folder.checkpoint_version)
             if self.job.state == "training":  # not cancelled
                 self.job.look_back(version)
-            if self._stopped:
+            if self._stopped.is_set():
                 return End("paused", {})
             return await self._death(str(error))
         finally:
@@ -96,9 +96,17 @@ class Run:
 
     async def stop(self) -> None:
         """End the process now."""
-        self._stopped = True
+        self._stopped.set()
         if self._worker:
             await self._worker.stop()
+
+    async def stopped_within(self, seconds: float) -> bool:
+        """Whether its end is or comes to be asked for; waits so long for that."""
+        try:
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     async def _death(self, reason: str) -> End:
         return End("died", {}, reason, log_end=await self._book.in_thread(self.folder.log_end))

@@ -14,9 +14,9 @@ from segserve.errors import SegserveError, UnavailableError, disk_trouble
 from segserve.jobs.book import Book
 from segserve.jobs.folder import JobFolder
 from segserve.jobs.record import ENDED, Job
-from segserve.jobs.run import End, Run
+from segserve.jobs.run import MOMENTARY, End, Run
 from segserve.jobs.upkeep import Upkeep
-from segserve.models.classifiers import ClassifierStore
+from segserve.models.classifiers import Classifier, ClassifierStore
 from segserve.state import StateDir
 from segserve.training.spec import TrainingSpec
 from segserve.workers.placement import Placement
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CHECKPOINT_SECONDS = 20.0  # to write a checkpoint when everything is cleared
 CLOSE_SECONDS = 8.0  # and when the server stops
 START_AGAIN_SECONDS = 10.0  # after a process could not be started
+PUBLISH_AGAIN_SECONDS = 5.0  # after a finished model could not be stored
 # A training that takes the machine's memory, and the server with it, is not begun sooner after the server's start: it
 # has to be in reach of who wants to pause or cancel it, whom starting it at once would shut out for ever.
 SUSPECT_SECONDS = 30.0
@@ -250,15 +251,15 @@ class Runner:
         job = run.job
         if job.state == "cancelled":
             return
-        if end.how == "finished":
-            await self._publish(run, end.reply)
-        elif end.how == "failed":
+        if end.how == "finished" and await self._publish(run, end.reply):
+            return
+        if end.how == "failed":
             job.fail(end.reason, blameless=end.blameless)
             self._book.in_background(run.folder.append, [f"failed: {end.reason}"])
         elif job.id in self._cleared:
             job.blameless = True
             job.end("cancelled")
-        elif end.how == "paused" or self._closing:
+        elif end.how in {"paused", "finished"} or self._closing:
             job.stop("queued")  # unless a pause was asked for, it was the server's end: the next one goes on
         elif end.how == "not started":
             log.warning("job %s: %s", job.id, end.reason)
@@ -268,25 +269,46 @@ class Runner:
             job.count_death(end.reason, end.log_end)
             self._book.in_background(run.folder.append, [f"the training's process ended: {end.reason}"])
 
-    async def _publish(self, run: Run, reply: dict[str, Any]) -> None:
+    async def _publish(self, run: Run, reply: dict[str, Any]) -> bool:
+        """Make a model of a finished training; False if the server ended it while that was not possible."""
         job = run.job
-        kind = job.spec.architecture.type
-        metadata = {**reply["metadata"], "job_id": job.id}
         try:
-            model = await self._book.in_thread(self._classifiers.publish, run.folder.model, kind, metadata)
+            model = await self._stored(run, reply["metadata"])
         except OSError as error:
             log.exception("the model of job %s cannot be published", job.id)
             trouble = disk_trouble(error)
             why = trouble.message if trouble else f"{error.strerror}."
             job.fail(f"The finished model could not be stored: {why}", blameless=True)
-            return
+            return True
         if job.state == "cancelled":  # meanwhile
-            await self._book.in_thread(self._classifiers.delete, model.id)
-            return
+            if model:
+                await self._book.in_thread(self._classifiers.delete, model.id)
+            return True
+        if model is None:
+            return False
         for warning in reply["warnings"]:
             job.warn(warning)
         self._upkeep.complete(job, model)
         log.info("job %s is completed: model %s", job.id, model.id)
+        return True
+
+    async def _stored(self, run: Run, described: dict[str, Any]) -> Classifier | None:
+        """The model of a finished training; waits out what lasts a moment, and is None if the run is stopped then.
+
+        Raises:
+            OSError: it cannot be stored.
+        """
+        job = run.job
+        kind, metadata = job.spec.architecture.type, {**described, "job_id": job.id}
+        while True:
+            try:
+                return await self._book.in_thread(self._classifiers.publish, run.folder.model, kind, metadata)
+            except OSError as error:
+                if error.errno not in MOMENTARY:
+                    raise
+                log.warning("the model of job %s cannot be published yet: %s", job.id, error.strerror)
+            if await run.stopped_within(PUBLISH_AGAIN_SECONDS):
+                return None
 
     def _turn(self) -> float:
         """A moment later than all at which others were queued, even if the clock was set back since."""

@@ -204,6 +204,18 @@ def _classifier(folder: Path, metadata: dict[str, Any], identity: str, *, ours: 
 
 def _rename(folder: Path, target: Path) -> None:
     """Rename, waiting out a virus scanner that has a file of it open; then force the new name to the disk."""
+    # Opened first: a name that stands is not to fail for want of a descriptor.
+    parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY) if hasattr(os, "O_DIRECTORY") else None
+    try:
+        _rename_patiently(folder, target)
+        if parent is not None:
+            os.fsync(parent)
+    finally:
+        if parent is not None:
+            os.close(parent)
+
+
+def _rename_patiently(folder: Path, target: Path) -> None:
     for _ in range(RENAME_TRIES):
         try:
             folder.rename(target)
@@ -212,12 +224,6 @@ def _rename(folder: Path, target: Path) -> None:
             time.sleep(RENAME_SECONDS)
     else:
         folder.rename(target)
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _to_disk(path: Path) -> None:
