@@ -46,19 +46,20 @@ def test_room_is_left_by_those_who_fail() -> None:
 
 
 def test_what_the_machine_has_not_is_refused_with_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(room, "available_memory", lambda: 2**26)
     place = Room()
     with (
-        pytest.raises(TooLargeError, match=r"Tile t needs 2\.0 MiB .* 1\.0 MiB are free"),
-        place.taken(2**21, MOST, "t"),
+        pytest.raises(TooLargeError, match=r"Tile t needs 128\.0 MiB .* 64\.0 MiB are free"),
+        place.taken(2**27, MOST, "t"),
     ):
         raise AssertionError
-    with place.taken(2**20, MOST, "t"):
+    with place.taken(2**26, MOST, "t"):
         pass
 
 
 def test_memory_that_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    free, looked = [MOST], threading.Event()
+    large, most = 2**26, 2**27
+    free, looked = [most], threading.Event()
 
     def look() -> int:
         looked.set()
@@ -68,16 +69,15 @@ def test_memory_that_others_hold_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
     place = Room()
 
     def work() -> None:
-        with place.taken(50, MOST, "t"):
+        with place.taken(large, most, "t"):
             pass
 
     with ThreadPoolExecutor(1) as pool:
-        with place.taken(10, MOST, "first"):
-            free[0] = 40
-            looked.clear()
+        with place.taken(10, most, "first"):
+            free[0] = large - 1
             waiting = pool.submit(work)
             assert looked.wait(10)
-            free[0] = MOST
+            free[0] = most
         waiting.result(10)
 
 

@@ -13,6 +13,8 @@ from segserve.tiles.batch import CHECK_SECONDS
 from segserve.tiles.header import Header
 
 FLOAT_BYTES = 4
+SMALL = 2**24
+"""Bytes that are there in any case: asking the system takes as long as many a tile of no more."""
 
 
 def tile_need(header: Header, classes: int) -> int:
@@ -53,14 +55,13 @@ class Room:
     def _fits(self, need: int, most: int, name: str) -> bool:
         """Whether there is room now; memory that is short while others hold some may be theirs, and is waited for."""
         if self._taken:
-            return self._taken + need <= most and need <= available_memory()
+            return self._taken + need <= most and (need <= SMALL or need <= available_memory())
         _check_memory(need, name)
         return True
 
 
 def _check_memory(need: int, name: str) -> None:
-    room = available_memory()
-    if need > room:
+    if need > SMALL and need > (room := available_memory()):
         raise TooLargeError(
             f"Tile {name} needs {human_bytes(need)} of memory or more and {human_bytes(room)} are free: choose a "
             "smaller tile size."
