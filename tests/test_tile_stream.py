@@ -128,7 +128,9 @@ def test_an_image_is_what_its_base64_holds_wherever_it_is_cut(
 ) -> None:
     text = digits[:place] + more + digits[place:]
     try:
-        expected = base64.b64decode("".join(text.split()), validate=True)
+        digits_alone = "".join(text.split())
+        # Python, some versions of it, takes too much padding for none.
+        expected = base64.b64decode(digits_alone, validate=True) if len(digits_alone) % 4 == 0 else b""
     except ValueError:
         expected = b""
     written = json.dumps(text)
