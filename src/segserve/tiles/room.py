@@ -53,16 +53,18 @@ class Room:
                 self._changed.notify()
 
     def _fits(self, need: int, most: int, name: str) -> bool:
-        """Whether there is room now; memory that is short while others hold some may be theirs, and is waited for."""
+        """Whether there is room now; memory that is short while others hold some may be theirs, and is waited for.
+
+        Raises:
+            TooLargeError: it is short although nobody does.
+        """
+        if self._taken and self._taken + need > most:
+            return False
+        if need <= SMALL or need <= (free := available_memory()):
+            return True
         if self._taken:
-            return self._taken + need <= most and (need <= SMALL or need <= available_memory())
-        _check_memory(need, name)
-        return True
-
-
-def _check_memory(need: int, name: str) -> None:
-    if need > SMALL and need > (room := available_memory()):
+            return False
         raise TooLargeError(
-            f"Tile {name} needs {human_bytes(need)} of memory or more and {human_bytes(room)} are free: choose a "
+            f"Tile {name} needs {human_bytes(need)} of memory or more and {human_bytes(free)} are free: choose a "
             "smaller tile size."
         )
