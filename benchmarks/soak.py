@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import sys
 import tempfile
 import threading
@@ -18,7 +17,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -30,7 +28,7 @@ from tests.datasets import write_dataset
 from tests.networks import conv_network, threshold_network
 from tests.serving import Served, start_server, wait_until
 from tests.small_networks import save_volume
-from tests.tile_client import json_request, okhttp_form, picture, png_url
+from tests.tile_client import form_request, json_request, picture, png_url
 from tests.tile_networks import pixel_classifier
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "60"))
@@ -136,12 +134,10 @@ class Load:
     def hang_up(self) -> int:
         """A client that goes away: in the middle of its upload, or before the answer."""
         form = {"model_name": (None, b"second"), "image": ("v.nii", self._volume.read_bytes())}
-        body, kind = okhttp_form(form)
-        address = urlsplit(self._served.url)
-        head = f"POST /api/infer HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n"
+        head, body = form_request(self._served.url, "/api/infer", form)
         sent = random.choice((len(body), len(body) // 2))
-        with socket.create_connection((address.hostname or "", address.port or 80), timeout=60) as connection:
-            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:sent])
+        with self._served.dial() as connection:
+            connection.sendall(head + body[:sent])
             self.over.wait(random.uniform(0, 0.3))
         return 0
 

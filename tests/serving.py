@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import requests
@@ -54,6 +56,12 @@ class Served:
         """Send a volume the way the published viewer does: form fields first, then the file."""
         with image.open("rb") as stream:
             return self.post("/api/infer", data=fields, files={"image": stream}, timeout=600)
+
+    def dial(self, timeout: float = 60.0) -> socket.socket:
+        """A connection of its own, for what no HTTP client sends."""
+        address = urlsplit(self.url)
+        assert address.hostname is not None
+        return socket.create_connection((address.hostname, address.port or 80), timeout=timeout)
 
     def workers(self) -> list[psutil.Process]:
         """The server's model processes."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -46,8 +45,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @contextmanager
 def connected(served: Served, text: str) -> Iterator[socket.socket]:
     """A connection on which some text has been sent."""
-    address = urlsplit(served.url)
-    with socket.create_connection((address.hostname or "", address.port or 80), timeout=20) as connection:
+    with served.dial(20) as connection:
         connection.sendall(text.encode())
         yield connection
 

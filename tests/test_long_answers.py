@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import nibabel as nib
 import numpy as np
@@ -24,7 +23,7 @@ import SimpleITK as sitk
 
 from tests.serving import Served, start_server, wait_until
 from tests.small_networks import Array, assert_labels, save_volume, threshold_network
-from tests.tile_client import okhttp_form
+from tests.tile_client import form_request
 
 FINE = {"patch_size": 4, "patch_stride": 1}
 PATIENCE, PULSE, READ_TIMEOUT = 1.0, 0.1, 4.0
@@ -74,14 +73,21 @@ def send(served: Served, image: Path, **kwargs: Any) -> requests.Response:
         )
 
 
+def slow_answer(served: Served, image: Path) -> requests.Response:
+    """What such a client gets from a model that stands still for longer than it waits in silence."""
+    began = time.monotonic()
+    with served.standstill("fine", 1.5 * READ_TIMEOUT):
+        answer = send(served, image)
+    assert time.monotonic() - began > READ_TIMEOUT
+    return answer
+
+
 @contextmanager
 def asking(served: Served, image: Path, version: str, headers: str) -> Iterator[socket.socket]:
     """A connection on which a volume was sent."""
-    body, kind = okhttp_form({"image": (image.name, image.read_bytes()), "model_name": (None, b"fine")})
-    address = urlsplit(served.url)
-    head = f"POST /api/infer {version}\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n{headers}"
-    with socket.create_connection((address.hostname or "", address.port or 80), timeout=60) as connection:
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    form = {"image": (image.name, image.read_bytes()), "model_name": (None, b"fine")}
+    with served.dial() as connection:
+        connection.sendall(b"".join(form_request(served.url, "/api/infer", form, version=version, headers=headers)))
         yield connection
 
 
@@ -93,10 +99,7 @@ def test_a_long_answer_outlives_a_short_time_out_and_every_reader_takes_it(
     hasty: Served, scan: tuple[Path, Array], tmp_path: Path
 ) -> None:
     image, labels = scan
-    began = time.monotonic()
-    with hasty.standstill("fine", 1.5 * READ_TIMEOUT):
-        answer = send(hasty, image)
-    assert time.monotonic() - began > READ_TIMEOUT
+    answer = slow_answer(hasty, image)
     content = answer.content
     assert_labels(answer, labels)
     assert content.startswith(HEADER)
@@ -121,10 +124,7 @@ def test_an_answer_that_is_not_that_long_keeps_its_headers_and_outlives_a_time_o
     patient: Served, scan: tuple[Path, Array]
 ) -> None:
     image, labels = scan
-    began = time.monotonic()
-    with patient.standstill("fine", 1.5 * READ_TIMEOUT):
-        answer = send(patient, image)
-    assert time.monotonic() - began > READ_TIMEOUT
+    answer = slow_answer(patient, image)
     assert_labels(answer, labels)
     assert answer.headers["X-Segserve-Patches"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -153,12 +152,6 @@ def raw_upload(served: Served, image: Path) -> bytes:
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     assert isinstance(request.body, bytes)
     return f"POST /api/infer HTTP/1.1\r\n{head}\r\n".encode() + request.body
-
-
-def dial(served: Served) -> socket.socket:
-    address = urlsplit(served.url)
-    assert address.hostname is not None
-    return socket.create_connection((address.hostname, address.port or 80), timeout=30)
 
 
 @reads_maps
@@ -377,7 +370,7 @@ def test_client_that_hangs_up_in_mid_upload_leaves_nothing(busy: Served, tmp_pat
     large = tmp_path / "large.nii"
     save_volume(large, (160, 160, 160))
     request = raw_upload(busy, large)
-    with dial(busy) as connection:
+    with busy.dial(30) as connection:
         connection.sendall(request[: len(request) * 3 // 4])
         wait_until(busy.spool_files, 10, "the upload was never spooled")
     assert_spool_empties(busy)
@@ -387,7 +380,7 @@ def test_client_that_hangs_up_in_mid_inference_frees_the_engine(
     busy: Served, endless: Path, scan: Scan, background: Background
 ) -> None:
     before = computed(busy)
-    with dial(busy) as connection:
+    with busy.dial(30) as connection:
         connection.sendall(raw_upload(busy, endless))
         wait_until(lambda: computed(busy) > before + 0.5, 20, "the model process never began to work")
     next_request = background.infer(busy, scan.path)
@@ -401,7 +394,7 @@ def test_client_that_hangs_up_while_waiting_leaves_nothing(
     running = background.infer_endlessly(busy, endless)
     request = raw_upload(busy, scan.path)
     files_before = len(busy.spool_files())
-    with dial(busy) as connection:
+    with busy.dial(30) as connection:
         connection.sendall(request)
         wait_until(lambda: len(busy.spool_files()) > files_before, 10, "the waiting upload was never spooled")
     wait_until(lambda: len(busy.spool_files()) == files_before, 10, "the abandoned upload lies on")

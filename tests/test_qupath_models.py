@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import onnx
@@ -19,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.classifier_client import ClassifierClient, Json, get_string
 from tests.serving import Served, start_server, wait_until
-from tests.tile_client import TileClient, json_request, okhttp_form, picture, png_url
+from tests.tile_client import TileClient, form_request, json_request, picture, png_url
 
 TRAVERSALS = ["../../../evil.onnx", "/tmp/evil.onnx", "..\\..\\evil.onnx", "C:\\evil.onnx", "CON.onnx", ".onnx"]
 
@@ -92,11 +90,8 @@ def upload(door: Served, name: str, content: bytes) -> requests.Response:
 
 def hang_up_after_upload(door: Served, name: str, content: bytes) -> None:
     """Send an upload whole, and go away before the answer once the server has all of it."""
-    body, kind = okhttp_form({"file": (name, content)})
-    address = urlsplit(door.url)
-    head = f"POST /api/v1/models/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n"
-    with socket.create_connection((address.hostname or "", address.port or 80), timeout=60) as connection:
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    with door.dial() as connection:
+        connection.sendall(b"".join(form_request(door.url, "/api/v1/models/upload", {"file": (name, content)})))
         wait_until(lambda: len(whole_uploads(door, content)) == 2, 20)
 
 

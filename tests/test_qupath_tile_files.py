@@ -6,12 +6,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -25,9 +23,9 @@ from segserve.errors import BadInputError
 from tests.serving import Served, start_server, wait_until
 from tests.tile_client import (
     TileClient,
+    form_request,
     json_request,
     metadata_of,
-    okhttp_form,
     picture,
     pictures,
     png_url,
@@ -267,12 +265,9 @@ def test_a_client_that_hangs_up_frees_the_engine(busy: Served, tmp_path: Path) -
     assert client.run_inference_binary(metadata_of(model, ["warm"], tiles[:1, :8, :8]), tiles[:1, :8, :8])
     (process,) = [process for process in busy.workers() if process.pid not in before]
     spent = _seconds(process)
-    body, kind = okhttp_form(tile_form(metadata_of(model, [str(i) for i in range(60)], tiles), tiles))
-    address = urlsplit(busy.url)
-    assert address.hostname
-    with socket.create_connection((address.hostname, address.port or 80)) as connection:
-        head = f"POST /api/v1/inference/binary HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: {kind}\r\n"
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    form = tile_form(metadata_of(model, [str(i) for i in range(60)], tiles), tiles)
+    with busy.dial() as connection:
+        connection.sendall(b"".join(form_request(busy.url, "/api/v1/inference/binary", form)))
         wait_until(lambda: _seconds(process) > spent + 1, 30, "the process never began to work")
         assert busy.spool_files()
     wait_until(lambda: not busy.spool_files(), 10, "files stayed in the spool")

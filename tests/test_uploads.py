@@ -52,8 +52,7 @@ class Answer(NamedTuple):
 def begin(served: Served, route: str, kind: str, identity: str = "", length: int = 10**6) -> socket.socket:
     """A connection on which a request's head has been sent."""
     address = urlsplit(served.url)
-    assert address.hostname is not None
-    connection = socket.create_connection((address.hostname, address.port or 80), timeout=20)
+    connection = served.dial(20)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     lines = [f"POST {route} HTTP/1.1", f"Host: {address.netloc}", f"Content-Type: {kind}", f"Content-Length: {length}"]
     lines += [f"X-Request-ID: {identity}"] if identity else []

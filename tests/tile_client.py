@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import requests
@@ -87,6 +88,15 @@ def okhttp_form(parts: Mapping[str, tuple[str | None, bytes]]) -> tuple[bytes, s
         body += f"\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content + b"\r\n"
     body += f"--{boundary}--\r\n".encode()
     return bytes(body), f"multipart/form-data; boundary={boundary}"
+
+
+def form_request(
+    url: str, path: str, parts: Mapping[str, tuple[str | None, bytes]], *, version: str = "HTTP/1.1", headers: str = ""
+) -> tuple[bytes, bytes]:
+    """The head and the body of such a form's request, as they go over the wire."""
+    body, kind = okhttp_form(parts)
+    head = f"POST {path} {version}\r\nHost: {urlsplit(url).netloc}\r\nContent-Type: {kind}\r\n{headers}"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode(), body
 
 
 def tile_form(metadata: Json, tiles: Array) -> dict[str, tuple[str | None, bytes]]:

@@ -108,9 +108,7 @@ def see_json(server: Served, folder: Path, seeds: range) -> None:
 
 def exchange(server: Served, request: bytes) -> bytes:
     """What comes back for these bytes, after which nothing more is sent."""
-    address = urlsplit(server.url)
-    assert address.hostname is not None
-    with socket.create_connection((address.hostname, address.port or 80), timeout=30) as connection:
+    with server.dial(30) as connection:
         try:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
